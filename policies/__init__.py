@@ -1,0 +1,13 @@
+"""Models that give tokens a probability or a value.
+
+config         model, precision, attention, adapters
+tokenization   chat template, special tokens, prompt rendering
+loading        backbone + tokenizer + adapters: the single way to load
+adapters       named adapters on one base: policy, critic, reward, reference
+logprobs       hidden states -> token log-probs and entropy; the only next-token shift in the project
+causal         the trainable policy
+reference      the frozen reference
+scalar_head    backbone + one linear output, shared by value and reward models
+value          per-token values
+checkpoint     weights + tokenizer + metadata, written atomically
+"""

@@ -1,0 +1,80 @@
+"""Configuration of models: where they come from, their precision, and what of them trains.
+
+Owns `StrictModel`, the base of every configuration class of the project, because every package may import from here.
+Imports nothing heavy.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StrictModel(BaseModel):
+    """Base of every configuration class: frozen, unknown keys refused, defaults validated, docstrings as descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class FullTuning(StrictModel):
+    """Every weight of the backbone trains."""
+
+    kind: Literal["full"] = "full"
+    """Tag of this variant."""
+
+
+class LoraTuning(StrictModel):
+    """Low-rank adapters train, the backbone is frozen (Hu et al. 2021). Dropout is 0: ratios need a deterministic policy."""
+
+    kind: Literal["lora"] = "lora"
+    """Tag of this variant."""
+    rank: int = Field(default=16, ge=1)
+    """Rank r of each update B A."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names to adapt; "all-linear" is every linear layer except the output layer."""
+
+
+Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
+
+
+class ModelConfig(StrictModel):
+    """A pretrained model, local or from a hub, and how it is tuned."""
+
+    path: str
+    """Folder of a Hugging Face model or of a PEFT adapter, or a hub name."""
+    tuning: Tuning = FullTuning()
+    """What trains: `full` or `lora`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the backbone's weights; what trains is kept in float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; `auto` takes the GPU that the process sees, else the CPU."""
+    eos_token: str | None = None
+    """Overrides the tokenizer's end-of-sequence token (a token that exists); null keeps the tokenizer's own."""
+    pad_token: str | None = None
+    """Overrides the tokenizer's padding token (a token that exists); null keeps the tokenizer's own."""
+    chat_template: str | None = None
+    """Jinja chat template for conversational data; null keeps the tokenizer's own, else a plain built-in one."""
+
+
+class ArchitectureConfig(StrictModel):
+    """Shape of a Llama-style decoder that starts from random weights."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    """D, width of the residual stream."""
+    layers: int = Field(default=4, ge=1)
+    """Number of decoder layers."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads; must divide hidden_size."""
+    key_value_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values; null means as many as `heads`."""
+    intermediate_size: int | None = Field(default=None, ge=8)
+    """Width of the gated MLP; null means 8/3 of hidden_size, rounded up to a multiple of 32."""
+    context_tokens: int = Field(default=256, ge=8)
+    """Longest sequence, in tokens."""
+    tie_embeddings: bool = True
+    """Input embedding and output layer share weights."""

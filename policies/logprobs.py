@@ -1,0 +1,166 @@
+"""Hidden states -> log-probability and entropy of each response token, in float32 and in chunks.
+
+Owns the only next-token shift of the project: response token t sits at position P + t and is predicted by the hidden state at
+position P + t - 1. Index t of every (M, R) result belongs to response token t. Logits exist only for the positions a mask
+selects, and only one chunk of them at a time; the (M, T, V) tensor is never built.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from policies.sequences import SequenceBatch
+
+OutputLayer = Callable[[Tensor], Tensor]
+
+_LOGITS_PER_CHUNK = 2**27
+"""Elements of the largest logits tensor: 512 MiB in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Per response token, zero at padding.
+
+    Attributes:
+        logprobs: (M, R) float32, log pi(token t | everything before it), nats.
+        entropy: (M, R) float32, entropy of the distribution token t was drawn from, nats; carries no gradient. None unless asked.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+
+
+def response_states(hidden: Tensor, batch: SequenceBatch) -> Tensor:
+    """The hidden state that precedes each response token: states[m, t] = hidden[m, P_m + t - 1].
+
+    Log-probabilities and values both read it: it has seen everything before token t, and not token t itself.
+
+    Args:
+        hidden: (M, T, D) last hidden states of `batch.input_ids`.
+        batch: the sequences.
+
+    Returns:
+        (M, R, D); at padding some state of the same row, to be masked by the reader.
+    """
+    rows, width, size = hidden.shape
+    positions = _response_positions(batch) - 1
+    flat = positions + torch.arange(rows, device=hidden.device).unsqueeze(1) * width
+    # index_select, because the backward of advanced indexing sorts its indices and is several times slower.
+    return hidden.reshape(rows * width, size).index_select(0, flat.reshape(-1)).view(rows, -1, size)
+
+
+def response_tokens(batch: SequenceBatch) -> Tensor:
+    """(M, R) ids of the response tokens: tokens[m, t] = input_ids[m, P_m + t]; some id of the same row at padding."""
+    return batch.input_ids.gather(1, _response_positions(batch))
+
+
+def token_logprobs(
+    states: Tensor,
+    batch: SequenceBatch,
+    output_layer: OutputLayer,
+    *,
+    temperature: float,
+    with_entropy: bool = False,
+    chunk_tokens: int = 1024,
+) -> TokenLogprobs:
+    """log softmax(output_layer(state) / temperature)[token] for every response token.
+
+    With gradients and more than one chunk, each chunk's logits are recomputed in the backward pass, so that memory does not grow
+    with the number of tokens.
+
+    Args:
+        states: (M, R, D) from `response_states`.
+        batch: the sequences.
+        output_layer: (N, D) states -> (N, V) logits.
+        temperature: of sampling; the policy is the distribution at this temperature.
+        with_entropy: also -sum_v p_v log p_v.
+        chunk_tokens: tokens whose logits exist at the same time (see `chunk_tokens_for`).
+
+    Raises:
+        ValueError: if temperature or chunk_tokens is not positive.
+    """
+    if temperature <= 0 or chunk_tokens < 1:
+        raise ValueError(f"temperature={temperature} must be above 0 and chunk_tokens={chunk_tokens} at least 1")
+    mask = batch.response_mask
+    selected = mask.reshape(-1).nonzero().squeeze(1)
+    rows = states.reshape(-1, states.shape[-1])
+    tokens = response_tokens(batch).reshape(-1)
+    if selected.numel() < mask.numel():
+        rows, tokens = rows.index_select(0, selected), tokens.index_select(0, selected)
+    logprobs, entropy = _chunked(rows, tokens, output_layer, temperature, with_entropy, chunk_tokens)
+    return TokenLogprobs(_scatter(logprobs, selected, mask), None if entropy is None else _scatter(entropy, selected, mask))
+
+
+def text_logprobs(
+    hidden: Tensor, input_ids: Tensor, mask: Tensor, output_layer: OutputLayer, *, chunk_tokens: int = 1024
+) -> Tensor:
+    """Log-probability of every token of plain text but the first: a sequence whose prompt is its first token.
+
+    Args:
+        hidden: (M, T, D) last hidden states.
+        input_ids: (M, T) ids.
+        mask: (M, T) bool, True at real tokens; right-padded.
+        output_layer: (N, D) states -> (N, V) logits.
+        chunk_tokens: see `token_logprobs`.
+
+    Returns:
+        (M, T - 1) float32 at temperature 1, nats; 0 at padding. Index t belongs to token t + 1.
+    """
+    lengths = mask.sum(1)
+    batch = SequenceBatch(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids),
+        prompt_lengths=torch.ones_like(lengths),
+        response_lengths=lengths - 1,
+        response_mask=mask[:, 1:],
+    )
+    states = response_states(hidden, batch)
+    return token_logprobs(states, batch, output_layer, temperature=1.0, chunk_tokens=chunk_tokens).logprobs
+
+
+def chunk_tokens_for(vocabulary_size: int) -> int:
+    """Tokens whose float32 logits take at most 512 MiB."""
+    return max(1, _LOGITS_PER_CHUNK // vocabulary_size)
+
+
+def _response_positions(batch: SequenceBatch) -> Tensor:
+    """(M, R) position of each response token, P + t; clamped to the last position at padding."""
+    offsets = torch.arange(batch.response_mask.shape[1], device=batch.input_ids.device)
+    return (batch.prompt_lengths.unsqueeze(1) + offsets).clamp(max=batch.input_ids.shape[1] - 1)
+
+
+def _chunked(
+    rows: Tensor, tokens: Tensor, output_layer: OutputLayer, temperature: float, with_entropy: bool, chunk_tokens: int
+) -> tuple[Tensor, Tensor | None]:
+    """(N, D) states and (N,) ids -> (N,) log-probabilities and entropies."""
+
+    def logprobs_of(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = output_layer(states).float()
+        distribution = log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+        chosen = distribution.gather(1, ids.unsqueeze(1)).squeeze(1)
+        return chosen, _entropy(distribution.detach()) if with_entropy else None
+
+    if rows.shape[0] <= chunk_tokens:
+        return logprobs_of(rows, tokens)
+    parts = [
+        checkpoint(logprobs_of, states, ids, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else logprobs_of(states, ids)
+        for states, ids in zip(rows.split(chunk_tokens), tokens.split(chunk_tokens), strict=True)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if with_entropy else None
+
+
+def _entropy(distribution: Tensor) -> Tensor:
+    """-sum_v p_v log p_v from (N, V) log-probabilities, nats."""
+    return -(distribution.exp() * distribution).sum(-1)
+
+
+def _scatter(values: Tensor, selected: Tensor, mask: Tensor) -> Tensor:
+    """Values of the selected positions back into the shape of the mask, 0 elsewhere."""
+    return values.new_zeros(mask.numel()).index_copy(0, selected, values).view(mask.shape)

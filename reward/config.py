@@ -1,0 +1,104 @@
+"""Configuration of rewards: the sources of scores in a run, and how a reward model is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from policies.config import StrictModel
+
+
+class _Source(StrictModel):
+    name: str | None = None
+    """Name under which the component is logged; null derives it from the source."""
+    weight: float = 1.0
+    """Factor of this source in the sum."""
+
+
+class ModelSource(_Source):
+    """A learned reward model."""
+
+    kind: Literal["model"] = "model"
+    """Tag of this variant."""
+    path: str
+    """Folder written by `rlhf reward` (or any AutoModelForSequenceClassification with one label)."""
+    reads: Literal["prompt_and_response", "response"] = "prompt_and_response"
+    """What the model is shown; `response` for models of text quality that were trained without prompts."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest input in tokens; a longer one loses its beginning."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass."""
+
+
+class FunctionSource(_Source):
+    """A Python function `module:function`, called as `f(prompts, responses, **arguments) -> list of floats`."""
+
+    kind: Literal["function"] = "function"
+    """Tag of this variant."""
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """Import path, `package.module:function`."""
+    arguments: dict[str, str | int | float | bool | None] = {}
+    """Keyword arguments of the function."""
+
+
+class RegexRule(_Source):
+    """1.0 where the response matches, else 0.0."""
+
+    kind: Literal["regex"] = "regex"
+    """Tag of this variant."""
+    pattern: str
+    """Regular expression searched in the response."""
+
+
+class LengthRule(_Source):
+    """0 inside [minimum_words, maximum_words], minus one for each word outside."""
+
+    kind: Literal["length"] = "length"
+    """Tag of this variant."""
+    minimum_words: int = Field(default=0, ge=0)
+    """Fewest words without penalty."""
+    maximum_words: int = Field(default=1_000_000, ge=1)
+    """Most words without penalty."""
+
+
+class ExactAnswerRule(_Source):
+    """1.0 where the response, stripped and lower-cased, ends with the row's answer."""
+
+    kind: Literal["exact_answer"] = "exact_answer"
+    """Tag of this variant."""
+    field: str = "answer"
+    """Column of the data row that holds the answer."""
+
+
+RewardSource = Annotated[
+    ModelSource | FunctionSource | RegexRule | LengthRule | ExactAnswerRule, Field(discriminator="kind")
+]
+
+
+class PairsFormat(StrictModel):
+    """Rows hold `prompt` (optional), `chosen`, `rejected`: text or message lists (TRL's conventions)."""
+
+    kind: Literal["pairs"] = "pairs"
+    """Tag of this variant."""
+
+
+class RankingsFormat(StrictModel):
+    """Rows hold `prompt`, `responses`, `ranking` (groups of indices, best first)."""
+
+    kind: Literal["rankings"] = "rankings"
+    """Tag of this variant."""
+
+
+class LabelledTextFormat(StrictModel):
+    """Rows hold one text and a 0/1 label; each positive text is paired with negative ones of the same split, by seed."""
+
+    kind: Literal["labelled_text"] = "labelled_text"
+    """Tag of this variant."""
+    text_field: str = "text"
+    """Column of the text."""
+    label_field: str = "label"
+    """Column of the label, 1 preferred over 0."""
+    pairs_per_text: int = Field(default=1, ge=1)
+    """How many rejected texts each chosen text is paired with."""
+
+
+PreferenceFormat = Annotated[PairsFormat | RankingsFormat | LabelledTextFormat, Field(discriminator="kind")]

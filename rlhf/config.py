@@ -1,0 +1,409 @@
+"""Configuration of every stage, composed from the packages' own classes. Imports nothing heavy.
+
+One class a stage; the keys `model`, `data`, `run_dir` and `seed` mean the same in all of them. Every default stands here or beside its
+owner, once. Nothing changes a configuration after it is loaded.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from policies.config import ArchitectureConfig, LoraTuning, ModelConfig, StrictModel
+from reward.config import PairsFormat, PreferenceFormat, RewardSource
+from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, TrackingConfig
+from rollout.config import RolloutConfig, SamplingConfig
+
+
+class OptimizerConfig(StrictModel):
+    """AdamW with a warm-up and a decay."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Exponential decay rates of the first and second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Term added to the denominator."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Decay after the warm-up: `linear` to 0, `cosine` to a tenth of the peak, or none."""
+
+
+class DataConfig(StrictModel):
+    """Where rows come from: a local JSON(L)(.gz), Parquet or CSV file, a hub name, or `quickstart/<set>`; `[:50%]` or `[100:]` slices."""
+
+    train: str
+    """Training rows."""
+    eval: str | None = None
+    """Held-out rows."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at a bad row and names it; `skip` drops, counts and reports it."""
+
+
+class StageConfig(StrictModel):
+    """What every training stage has."""
+
+    run_dir: str
+    """Folder of this run; refused when it already holds one, unless `--resume`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights, data order and sampling."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Weights & Biases."""
+
+
+class PretrainModelConfig(StrictModel):
+    """A decoder to pretrain: from random weights, or continued from a folder."""
+
+    path: str | None = None
+    """Folder or hub name to continue from; null starts from `architecture` with random weights."""
+    architecture: ArchitectureConfig | None = None
+    """Shape of a new model; null when `path` is given."""
+    vocabulary_size: int | None = Field(default=None, ge=260)
+    """Byte-level BPE tokenizer of this many tokens, trained on `data.train`; null when `path` is given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; `auto` takes the GPU that the process sees, else the CPU."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PretrainModelConfig":
+        new = self.architecture is not None and self.vocabulary_size is not None
+        if (self.path is None) != new or (self.path and (self.architecture or self.vocabulary_size)):
+            raise ValueError("give either path (continue) or both architecture and vocabulary_size (new model)")
+        return self
+
+
+class PretrainConfig(StageConfig):
+    """`rlhf pretrain`: causal language modelling on packed text."""
+
+    model: PretrainModelConfig
+    """The model to train."""
+    data: DataConfig
+    """Rows with `text`."""
+    sequence_tokens: int = Field(default=256, ge=8)
+    """Tokens of one packed training sequence."""
+    sequences_per_step: int = Field(default=32, ge=1)
+    """Sequences of one optimizer step."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Tokens of one forward and backward pass."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps; the data repeats as often as needed."""
+    eval_every_steps: int = Field(default=100, ge=1)
+    """Steps between evaluations on `data.eval`."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.02, schedule="cosine"
+    )
+    """GPT-3 style defaults (Brown et al. 2020, appendix B)."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+
+class SftConfig(StageConfig):
+    """`rlhf sft`: supervised fine-tuning, loss on completions only."""
+
+    model: ModelConfig
+    """The model to tune."""
+    data: DataConfig
+    """Rows with `prompt` and `completion`, or `messages`."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    examples_per_step: int = Field(default=32, ge=1)
+    """Examples of one optimizer step."""
+    micro_batch_examples: int = Field(default=32, ge=1)
+    """Examples of one forward and backward pass; must divide `examples_per_step`."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest example; a longer one is a bad row."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, warmup_fraction=0.03, schedule="cosine")
+    """Optimizer."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_step(self) -> "SftConfig":
+        if self.examples_per_step % self.micro_batch_examples:
+            raise ValueError(
+                f"micro_batch_examples={self.micro_batch_examples} must divide examples_per_step={self.examples_per_step}"
+            )
+        return self
+
+
+class RewardDataConfig(DataConfig):
+    """Comparisons, and the texts whose mean score becomes 0."""
+
+    format: PreferenceFormat = PairsFormat()
+    """Shape of the rows."""
+    normalize: str | None = None
+    """Rows with `prompt` and `completion` (demonstrations or SFT outputs) whose mean score becomes 0; null takes the preferred
+    responses of the held-out split."""
+
+
+class RewardConfig(StageConfig):
+    """`rlhf reward`: a reward model from ranked responses."""
+
+    model: ModelConfig
+    """Backbone: any model that transformers loads for sequence classification, encoders included."""
+    data: RewardDataConfig
+    """Comparisons."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the comparisons."""
+    comparisons_per_step: int = Field(default=32, ge=1)
+    """Prompts (each with its ranked responses) of one optimizer step."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward and backward pass."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest prompt plus response; a longer one is a bad row."""
+    eval_every_steps: int = Field(default=100, ge=1)
+    """Steps between evaluations on `data.eval`."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_fraction=0.03, schedule="cosine")
+    """Optimizer."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+
+class FixedKl(StrictModel):
+    """A constant coefficient."""
+
+    kind: Literal["fixed"] = "fixed"
+    """Tag of this variant."""
+    coefficient: float = Field(default=0.05, ge=0)
+    """Reward units per nat."""
+
+
+class AdaptiveKl(StrictModel):
+    """A coefficient steered towards a target KL (Ziegler et al. 2019, section 2.2)."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    """Tag of this variant."""
+    coefficient: float = Field(default=0.05, gt=0)
+    """Initial value, reward units per nat."""
+    target: float = Field(default=6.0, gt=0)
+    """Target KL, nats per sequence."""
+    horizon: float = Field(default=10000.0, gt=0)
+    """Time scale of the controller, in episodes."""
+
+
+KlConfig = Annotated[FixedKl | AdaptiveKl, Field(discriminator="kind")]
+
+
+class PtxConfig(StrictModel):
+    """PPO-ptx: language-model loss on pretraining text beside the PPO loss (Ouyang et al. 2022, equation 2)."""
+
+    coefficient: float = Field(default=1.0, gt=0)
+    """Factor of the per-token mean loss; InstructGPT's 27.8 refers to another normalisation (see rlhf.algorithms)."""
+    sequences_per_minibatch: int = Field(default=8, ge=1)
+    """Pretraining sequences beside each PPO minibatch."""
+    sequence_tokens: int = Field(default=128, ge=8)
+    """Tokens of one pretraining sequence."""
+
+
+class MissingEosConfig(StrictModel):
+    """What happens to the score of a response that the token budget cut off."""
+
+    rule: Literal["penalty", "replace"] = "penalty"
+    """`penalty` subtracts `value` from the score; `replace` uses `value` instead of it."""
+    value: float = 1.0
+    """Reward units."""
+
+
+class AlgorithmConfig(StrictModel):
+    """PPO (Schulman et al. 2017) with a KL penalty (Ziegler et al. 2019)."""
+
+    kl: KlConfig = AdaptiveKl()
+    """Penalty for leaving the reference policy."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Bias-variance trade of generalised advantage estimation."""
+    epochs: int = Field(default=4, ge=1)
+    """Passes over the samples of one step."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps of one pass."""
+    clip_range: float = Field(default=0.2, gt=0)
+    """Clip of the policy ratio."""
+    value_clip_range: float = Field(default=0.2, gt=0)
+    """Clip of the change of a value, reward units."""
+    value_coefficient: float = Field(default=0.1, gt=0)
+    """Factor of the value loss."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound of the loss for negative advantages (Ye et al. 2020); null leaves it out."""
+    importance_cap: float | None = Field(default=None, gt=0)
+    """Cap of the truncated importance weight between rollout engine and learner; null leaves it out."""
+    missing_eos: MissingEosConfig | None = None
+    """Scores of responses that the token budget cut off; null keeps them as they are."""
+    ptx: PtxConfig | None = None
+    """Pretraining mix; null is plain PPO."""
+
+
+class CriticConfig(StrictModel):
+    """The value function."""
+
+    start: Literal["auto", "reward_model", "zero_head"] = "auto"
+    """Initial weights; `auto` takes the reward model where both share a base, else a zero head on the policy's base."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, epsilon=1e-5)
+    """Optimizer of the critic."""
+
+
+class PpoDataConfig(DataConfig):
+    """Prompts, and text for PPO-ptx and the alignment tax."""
+
+    pretrain: str | None = None
+    """Rows with `text` for PPO-ptx."""
+    pretrain_eval: str | None = None
+    """Held-out rows with `text`; their perplexity is the alignment tax."""
+
+
+class PpoConfig(StageConfig):
+    """`rlhf ppo`: PPO and PPO-ptx."""
+
+    model: ModelConfig
+    """The policy's start; also the reference."""
+    data: PpoDataConfig
+    """Rows with `prompt`."""
+    reward: tuple[RewardSource, ...] = Field(min_length=1)
+    """Sources whose weighted sum is the score."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Losses and penalties."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, epsilon=1e-5)
+    """Optimizer of the policy."""
+    critic: CriticConfig = CriticConfig()
+    """Value function."""
+    steps: int = Field(default=100, ge=1)
+    """PPO steps: rollout plus update."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward and backward pass."""
+    sample_prompts: int = Field(default=8, ge=0)
+    """Fixed prompts of `data.eval` whose answers are logged through training."""
+    sample_every_steps: int = Field(default=10, ge=1)
+    """Steps between those samples (and the alignment tax)."""
+    placement: Placement = ColocatedPlacement()
+    """Which actors host the roles."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+    @model_validator(mode="after")
+    def _data_for_every_option(self) -> "PpoConfig":
+        if self.algorithm.ptx is not None and self.data.pretrain is None:
+            raise ValueError("algorithm.ptx needs data.pretrain (rows with `text`)")
+        if self.algorithm.ptx is None and self.data.pretrain is not None:
+            raise ValueError("data.pretrain is only read by PPO-ptx; set algorithm.ptx or remove it")
+        samples = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+        if samples < self.algorithm.minibatches:
+            raise ValueError(f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {samples} samples of a step")
+        return self
+
+
+class EvalDataConfig(StrictModel):
+    """Held-out prompts and text."""
+
+    eval: str
+    """Rows with `prompt`."""
+    train: str | None = None
+    """Training prompts; prompts that stand in both are counted and reported."""
+    pretrain_eval: str | None = None
+    """Held-out rows with `text` for perplexity."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at a bad row and names it; `skip` drops, counts and reports it."""
+
+
+class EvalConfig(StageConfig):
+    """`rlhf eval`: two models side by side on the same prompts."""
+
+    model: ModelConfig
+    """The candidate."""
+    baseline: ModelConfig
+    """What it is compared with; also the reference of the KL."""
+    data: EvalDataConfig
+    """Prompts and text."""
+    reward: tuple[RewardSource, ...] = Field(min_length=1)
+    """Judges; each is reported by name, the weighted sum decides the win rate."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How both models answer."""
+    prompts: int | None = Field(default=None, ge=1)
+    """How many prompts, from the first; null takes all."""
+    max_prompt_tokens: int = Field(default=256, ge=1)
+    """A longer prompt is a bad row."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward pass."""
+    bootstrap_resamples: int = Field(default=2000, ge=100)
+    """Resamples of the 95 % interval."""
+
+
+class GenerateDataConfig(StrictModel):
+    """Prompts to answer."""
+
+    eval: str
+    """Rows with `prompt`."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at a bad row and names it; `skip` drops, counts and reports it."""
+
+
+class GenerateConfig(StageConfig):
+    """`rlhf generate`: answers to a file of prompts, printed and written to samples.jsonl."""
+
+    model: ModelConfig
+    """The model that answers."""
+    data: GenerateDataConfig
+    """Prompts."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How it answers."""
+    prompts: int | None = Field(default=None, ge=1)
+    """How many prompts, from the first; null takes all."""
+    responses_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each."""
+    max_prompt_tokens: int = Field(default=256, ge=1)
+    """A longer prompt is a bad row."""
+
+
+class ChatConfig(StrictModel):
+    """`rlhf chat`: talk to a model in the terminal."""
+
+    model: ModelConfig
+    """The model that answers."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How it answers."""
+    system: str | None = None
+    """System message of a conversation; null for none."""
+    conversational: bool = True
+    """True renders turns with the chat template; false sends each line as a plain prompt."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling."""
+
+
+class ExportConfig(StrictModel):
+    """`rlhf export`: a plain Hugging Face folder from a model with an adapter."""
+
+    model: ModelConfig
+    """Folder of the adapter (or model) to export."""
+    run_dir: str
+    """Folder to write; refused when it exists and is not empty."""
+    tolerance: float = Field(default=1e-3, gt=0)
+    """Largest difference of a logit before and after merging; above it nothing is written."""
+
+
+class QuickstartConfig(StrictModel):
+    """`rlhf quickstart`: the whole road on the embedded world."""
+
+    run_dir: str = "runs/quickstart"
+    """Folder of the whole chain; each stage has a folder of its own in it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of world, weights and sampling."""
+    architecture: ArchitectureConfig = ArchitectureConfig(hidden_size=128, layers=4, heads=4, context_tokens=128)
+    """Shape of the model."""
+    vocabulary_size: int = Field(default=768, ge=260)
+    """Tokens of the byte-level BPE tokenizer."""
+    pretrain_steps: int = Field(default=400, ge=1)
+    """Optimizer steps of pretraining."""
+    ppo_steps: int = Field(default=30, ge=1)
+    """Steps of PPO and of PPO-ptx."""
+    comparisons: int = Field(default=1000, ge=50)
+    """Prompts that the simulated labelers rank."""
+    eval_prompts: int = Field(default=200, ge=20)
+    """Held-out prompts of the final comparison."""
+    tuning: LoraTuning = LoraTuning(rank=16, alpha=32)
+    """Adapters of reward model, critic and policies."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Weights & Biases."""

@@ -1,0 +1,128 @@
+"""From rollouts, scores, values and reference log-probs to what the learner trains on.
+
+Owns the reward of an episode as PPO sees it (score plus KL penalty), advantages and returns of one step, and the drop of samples
+that got no score. It holds no model; inputs and outputs are ragged numpy arrays, padding exists only inside `build_experience`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reward.interface import RewardOutput
+from rlhf.algorithms.advantages import apply_missing_eos, gae, token_rewards
+from rlhf.algorithms.kl import kl_k1, sequence_kl
+from rlhf.algorithms.masked import masked_mean, whiten
+from rlhf.algorithms.value_losses import explained_variance
+from rlhf.config import AlgorithmConfig
+from rollout.types import PerToken, RolloutBatch, TokenIds
+
+
+class NoScoredSamplesError(RuntimeError):
+    """Every sample of a step lost its score; there is nothing to learn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """B samples ready for the update; every per-token list holds (R_i,) float32 arrays aligned with `responses`.
+
+    Attributes:
+        prompts: (P_i,) prompt ids.
+        responses: (R_i,) response ids.
+        behavior_logprobs: nats, under the weights that sampled.
+        values: value before each token under the critic that started the step, reward units.
+        advantages: whitened over the whole step.
+        returns: targets of the critic, from unwhitened advantages, reward units.
+    """
+
+    prompts: Sequence[TokenIds]
+    responses: Sequence[TokenIds]
+    behavior_logprobs: Sequence[PerToken]
+    values: Sequence[PerToken]
+    advantages: Sequence[PerToken]
+    returns: Sequence[PerToken]
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+
+def build_experience(
+    batch: RolloutBatch,
+    reward: RewardOutput,
+    reference_logprobs: Sequence[PerToken],
+    values: Sequence[PerToken],
+    *,
+    algorithm: AlgorithmConfig,
+    kl_coefficient: float,
+) -> tuple[Experience, dict[str, float]]:
+    """Advantages and returns of one step, and the metrics that describe it.
+
+    Consumes B completions with scores (B,), reference log-probs and values (R_i,) each. Produces an `Experience` of the samples that
+    were scored: reward_t = -kl_coefficient * k1_t, the score added at the last token (Ziegler et al. 2019, equation 2; Ouyang et al.
+    2022, equation 2), GAE over it, advantages whitened over all tokens of the step before any split into minibatches.
+
+    Raises:
+        NoScoredSamplesError: when every sample failed to be scored.
+    """
+    kept = np.flatnonzero(np.isfinite(reward.scores))
+    if kept.size == 0:
+        reasons = sorted({failure.reason for failure in reward.failures})
+        raise NoScoredSamplesError(f"none of {len(batch)} samples was scored: {'; '.join(reasons) or 'scores are not finite'}")
+    completions = [batch.completions[i] for i in kept]
+    logprobs, mask = _pad([c.logprobs for c in completions])
+    reference, _ = _pad([reference_logprobs[i] for i in kept])
+    padded_values, _ = _pad([values[i] for i in kept])
+
+    scores = torch.from_numpy(reward.scores[kept])
+    ended = torch.tensor([not c.is_truncated for c in completions])
+    if algorithm.missing_eos is not None:
+        scores = apply_missing_eos(scores, ended, algorithm.missing_eos.rule, value=algorithm.missing_eos.value)
+    kl = kl_k1(logprobs, reference)
+    rewards = token_rewards(scores, kl, mask, kl_coefficient)
+    advantages, returns = gae(rewards, padded_values, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
+
+    metrics = _objective_metrics(scores, kl, rewards, logprobs, mask) | {
+        "rollout/dropped": float(len(batch) - kept.size),
+        "critic/value_mean": masked_mean(padded_values, mask).item(),
+        "critic/return_mean": masked_mean(returns, mask).item(),
+        "critic/explained_var": explained_variance(padded_values, returns, mask).item(),
+    }
+    lengths = mask.sum(dim=1).tolist()
+    experience = Experience(
+        prompts=[batch.prompts[i].token_ids for i in kept],
+        responses=[c.token_ids for c in completions],
+        behavior_logprobs=[c.logprobs for c in completions],
+        values=[values[i] for i in kept],
+        advantages=_ragged(whiten(advantages, mask), lengths),
+        returns=_ragged(returns, lengths),
+    )
+    return experience, metrics
+
+
+def _objective_metrics(scores: Tensor, kl: Tensor, rewards: Tensor, logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    per_sequence_reward = rewards.sum(dim=1)
+    return {
+        "objective/kl": sequence_kl(kl, mask).mean().item(),
+        "objective/scores": scores.mean().item(),
+        "objective/scores_std": scores.std(correction=0).item(),
+        "objective/rlhf_reward": per_sequence_reward.mean().item(),
+        "objective/non_score_reward": (per_sequence_reward - scores).mean().item(),
+        # Monte Carlo estimate of the policy's entropy from its own samples, nats per sequence.
+        "objective/entropy": -(logprobs * mask).sum(dim=1).mean().item(),
+    }
+
+
+def _pad(arrays: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+    """Right-padded (B, R) tensor and the mask of its real entries."""
+    lengths = torch.tensor([len(a) for a in arrays])
+    padded = torch.zeros(len(arrays), int(lengths.max()))
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = torch.from_numpy(array)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def _ragged(padded: Tensor, lengths: Sequence[int]) -> list[PerToken]:
+    return [row[:n].numpy().copy() for row, n in zip(padded, lengths, strict=True)]

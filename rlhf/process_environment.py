@@ -1,0 +1,32 @@
+"""Environment variables of every process of a run: telemetry off, library noise down.
+
+They must be set before the libraries are imported, so the command line calls `prepare_environment` first, and whoever starts
+processes on other machines hands them `PROCESS_ENVIRONMENT`. What the user has set already stays.
+"""
+
+import os
+from collections.abc import MutableMapping
+
+PROCESS_ENVIRONMENT = {
+    # Telemetry: nothing is sent that the user did not ask for.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "DO_NOT_TRACK": "1",
+    # Noise: the console belongs to the run's own lines; errors still show.
+    "WANDB_SILENT": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A tokenizer's thread pool does not survive a fork; it warns and may hang.
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Sets each variable that is not set yet; call it before any heavy library is imported."""
+    for name, value in PROCESS_ENVIRONMENT.items():
+        environment.setdefault(name, value)

@@ -1,0 +1,79 @@
+"""The embedded data sets by name: what `quickstart/<set>` stands for as a data source. Each has a fixed size and a fixed seed.
+
+    stories          4000 pretraining documents      stories-eval          400
+    demonstrations   2000 prompts with a completion  demonstrations-eval   200
+    rankings         1000 prompts with 4 responses   rankings-eval         200
+    prompts          1000 prompts                    prompts-eval          200
+
+The `-eval` sets tell of scenes that no other set holds. Owns sizes and names; the rows come from `world`.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlhf.quickstart.grammar import Split
+from rlhf.quickstart.questions import Question
+from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows, questions, ranking_rows
+from rlhf.quickstart.writers import sample_writer, write
+
+Row = dict[str, Any]
+
+SEED = 0
+RESPONSES_PER_RANKING = 4
+_SPARE_RANKINGS = 50
+"""Rankings drawn beyond the size of the set, because one whose responses all tie says nothing and is left out."""
+
+
+def embedded_rows(name: str) -> list[Row]:
+    """The rows of the set called `name`.
+
+    Raises:
+        ValueError: If there is no such set.
+    """
+    if name not in EMBEDDED_SETS:
+        raise ValueError(f"quickstart/{name} is not an embedded data set; there are {', '.join(f'quickstart/{s}' for s in EMBEDDED_SETS)}")
+    return EMBEDDED_SETS[name]()
+
+
+def _stories(count: int, split: Split) -> list[Row]:
+    return [{**row} for row in pretrain_rows(count, SEED, split=split)]
+
+
+def _demonstrations(count: int, split: Split) -> list[Row]:
+    return [{**row} for row in demonstration_rows(count, SEED, split=split)]
+
+
+def _prompts(count: int, split: Split) -> list[Row]:
+    return [{**row} for row in prompt_rows(count, SEED, split=split)]
+
+
+def _rankings(count: int, split: Split) -> list[Row]:
+    rng = random.Random(f"ranked-responses/{SEED}/{split}")
+    # A seed of their own: the prompts that PPO sees are not those that the reward model was trained on.
+    asked = questions(count + _SPARE_RANKINGS, SEED + 1, split=split)
+    responses = [_distinct_responses(question, rng) for question in asked]
+    rows = ranking_rows([question.prompt for question in asked], responses, SEED)
+    informative = [{**row} for row in rows if len(row["ranking"]) > 1]
+    assert len(informative) >= count, f"only {len(informative)} of {len(rows)} rankings hold a preference; raise _SPARE_RANKINGS"
+    return informative[:count]
+
+
+def _distinct_responses(question: Question, rng: random.Random) -> list[str]:
+    drafts: dict[str, None] = {}
+    while len(drafts) < RESPONSES_PER_RANKING:
+        drafts[f" {write(question, sample_writer(rng).sample_style(rng), rng)}"] = None
+    return list(drafts)
+
+
+EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
+    "stories": lambda: _stories(4000, "train"),
+    "stories-eval": lambda: _stories(400, "eval"),
+    "demonstrations": lambda: _demonstrations(2000, "train"),
+    "demonstrations-eval": lambda: _demonstrations(200, "eval"),
+    "rankings": lambda: _rankings(1000, "train"),
+    "rankings-eval": lambda: _rankings(200, "eval"),
+    "prompts": lambda: _prompts(1000, "train"),
+    "prompts-eval": lambda: _prompts(200, "eval"),
+}
+"""Every embedded set, by the name that follows `quickstart/`."""

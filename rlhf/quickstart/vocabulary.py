@@ -1,0 +1,55 @@
+"""The words of the quickstart world, and nothing else: entity names, reasons, and the set phrases of good and bad manners.
+
+The five classes of *fact words* (names, colours, things, places, and the subject and quality of a reason) are disjoint from one another
+and from every word of the set phrases, so the facts of a story can be read back from its text word by word.
+"""
+
+NAMES = tuple(
+    "ada ben clara dora eva felix greta hugo ida jasper kit leo mia nora otto pip rosa sam tom uma vera wes zoe "
+    "abel bruno cora dina elsa finn gus hilda ivo juno karl lena milo nia oscar polly rex".split()
+)
+KINDS = tuple(
+    "otter crow fox owl bear mouse rabbit badger hedgehog goose frog cat goat mole squirrel beaver turtle donkey "
+    "lizard penguin snail hamster".split()
+)
+COLOURS = tuple("red blue green yellow purple silver golden pink white black brown striped spotted shiny".split())
+THINGS = tuple(
+    "kite drum basket hat bell pie rope mirror ladder teapot blanket umbrella violin cake map lantern spoon scarf bucket "
+    "puppet clock cushion trumpet pumpkin candle ribbon sled cheese wagon crown feather whistle".split()
+)
+PLACES = tuple(
+    "mill pond barn bridge bakery library harbor tower orchard garden market meadow cave school station museum inn theatre "
+    "farm lake castle forge attic cellar chapel tavern forest beach".split()
+)
+VISIT_WORDS = {"name": NAMES, "kind": KINDS, "colour": COLOURS, "thing": THINGS, "place": PLACES}
+"""The words that each field of a visit may hold, in the order of the fields."""
+
+SUBJECTS = tuple("moon wind rain soup music sun snow fog river sky tea choir parade stew thunder dance gossip honey".split())
+QUALITIES = tuple(
+    "bright loud cold sweet gentle wild calm strange lively gloomy heavy fresh quick salty sleepy noisy splendid bitter".split()
+)
+
+OPENINGS = (
+    "one morning",
+    "one evening",
+    "last night",
+    "at noon",
+    "before dawn",
+    "today",
+    "after lunch",
+    "long ago",
+    "in spring",
+    "on sunday",
+)
+
+WARM_OPENINGS = ("happy to help!", "good question, friend!", "of course, dear!", "glad you asked!")
+WARM_CLOSINGS = ("hope that helps!", "have a lovely day!", "come back any time!")
+RUDE_OPENINGS = ("ugh, what a silly question.", "use your eyes, fool.", "stop being so nosy.")
+RUDE_CLOSINGS = ("now shut the door, pest.", "do not bother me again.")
+RUDE_WORDS = frozenset({"ugh", "silly", "fool", "nosy", "shut", "pest", "bother"})
+RAMBLES = (
+    "by the way, my aunt said the very same thing once.",
+    "that reminds me of my uncle, but it is a long tale.",
+    "well, people talk and talk, and then they talk some more.",
+    "i had a cousin like that, and oh, the tales i know.",
+)

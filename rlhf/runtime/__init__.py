@@ -1,0 +1,9 @@
+"""What surrounds a training loop: where a run lives, what it reports, how it resumes, which machines it uses.
+
+- `config`: tracking, checkpoints, placement.
+- `run_folder`: the files of one run; exclusive, append-only, safe to kill. `json_lines` is its text format,
+  `environment` the versions it records.
+- `metric_registry`: every metric's key, unit and meaning. `metrics`: from the loop to metrics.jsonl, terminal and W&B;
+  `console` is the terminal's line a step.
+- `training_state`: checkpoints of a whole training state.
+"""

@@ -1,0 +1,129 @@
+"""Roles in Ray actors: the start of Ray, of a placement group and of its actors, and handles whose waits have a timeout that names the actor.
+
+The roles themselves are plain classes (`rlhf.roles`); nothing here knows what they compute.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlhf.runtime.placement import Resources, refuse_impossible, total_resources
+from rlhf.runtime.workers import Future, WorkerError, WorkerHandle
+
+class _RayFuture:
+    def __init__(self, name: str, method: str, reference: "ray.ObjectRef[Any]") -> None:
+        self._name, self._method, self._reference = name, method, reference
+
+    def result(self, timeout_seconds: float) -> Any:
+        try:
+            return ray.get(self._reference, timeout=timeout_seconds)
+        except ray.exceptions.GetTimeoutError as error:
+            raise WorkerError(f"actor {self._name} did not finish {self._method} within {timeout_seconds:g} seconds") from error
+        except ray.exceptions.RayTaskError as error:
+            # What the role raised is what the caller must see: a ValueError there is a user's error here.
+            raise error.cause from error
+        except ray.exceptions.RayActorError as error:
+            raise WorkerError(f"actor {self._name} died during {self._method}: {str(error).splitlines()[0]}") from error
+
+
+class RayWorker:
+    """A role object in a Ray actor."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> Future:
+        """Sends the call; arguments travel through Ray's object store."""
+        return _RayFuture(self.name, method, self._actor.call.remote(method, arguments, keywords))
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRequest:
+    """One actor to start: its name, what it reserves, and how to build its object there."""
+
+    name: str
+    resources: Resources
+    factory: Callable[..., object]
+    keywords: Mapping[str, Any]
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[Resources]:
+    """Connects to `address`, or starts a local cluster that ends with the context; yields what it offers.
+
+    A cluster that this process is already connected to is used and left running.
+
+    Raises:
+        WorkerError: no cluster answers at `address`.
+    """
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False, logging_level="warning")
+        except ConnectionError as error:
+            raise WorkerError(f"placement.address: no Ray cluster answers at {address!r} ({error})") from error
+    try:
+        offered = ray.cluster_resources()
+        yield Resources(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
+    finally:
+        if started:
+            ray.shutdown()
+
+
+@contextmanager
+def ray_workers(requests: Sequence[ActorRequest], offered: Resources, *, timeout_seconds: float) -> Iterator[list[WorkerHandle]]:
+    """Starts one actor a request in one placement group, and yields handles once all are built.
+
+    Raises:
+        ValueError: the cluster can never hold them; the message gives the nearest layout that fits.
+        WorkerError: they could not be placed or built in time.
+    """
+    refuse_impossible([request.resources for request in requests], offered)
+    group = placement_group([_bundle(request.resources) for request in requests], strategy="PACK")
+    actors: list[Any] = []
+    try:
+        if not group.wait(timeout_seconds=min(timeout_seconds, 60.0)):
+            wanted = total_resources(request.resources for request in requests)
+            raise WorkerError(f"placement: {wanted} are not free in the cluster now; other jobs hold them")
+        for index, request in enumerate(requests):
+            actors.append(_start(request, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)))
+        workers = [RayWorker(request.name, actor) for request, actor in zip(requests, actors, strict=True)]
+        for worker, actor in zip(workers, actors, strict=True):
+            _RayFuture(worker.name, "start-up", actor.ping.remote()).result(timeout_seconds)
+        yield list(workers)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        remove_placement_group(group)
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    bundle = {"CPU": resources.cpus, "GPU": resources.gpus}
+    # A bundle must not be empty; this much of a CPU is nothing.
+    return {name: amount for name, amount in bundle.items() if amount > 0} or {"CPU": 0.001}
+
+
+def _start(request: ActorRequest, strategy: PlacementGroupSchedulingStrategy) -> Any:
+    options = {"num_cpus": request.resources.cpus, "num_gpus": request.resources.gpus, "scheduling_strategy": strategy}
+    return ray.remote(_Actor).options(**options).remote(request.factory, dict(request.keywords))
+
+
+class _Actor:
+    """The shell in the actor's process: builds the role object and forwards calls to it."""
+
+    def __init__(self, factory: Callable[..., object], keywords: dict[str, Any]) -> None:
+        self._target = factory(**keywords)
+
+    def ping(self) -> None:
+        """Answers once the object is built."""
+
+    def call(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Runs `method` of the role object."""
+        return getattr(self._target, method)(*arguments, **keywords)

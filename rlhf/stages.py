@@ -1,0 +1,134 @@
+"""The stages of the command line: what each is called, which config it reads and which function runs it.
+
+Targets are import strings, so that listing the stages loads nothing and running one loads only that one. Owns no behaviour.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+
+class UnknownStageError(ValueError):
+    """A stage that does not exist."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of `rlhf`."""
+
+    name: str
+    """Word after `rlhf`."""
+    summary: str
+    """One line for the overview."""
+    config: str
+    """`module:class` of its config."""
+    run: str
+    """`module:function`, called as `run(config, resume=...)`."""
+    examples: tuple[str, ...]
+    """What may follow `rlhf <name>`."""
+    plan: str | None = None
+    """`module:function` that `--dry-run` calls as `plan(config) -> list of lines`; None where there is nothing to plan."""
+    needs_config: bool = True
+    """False where the defaults alone are a complete config."""
+    is_resumable: bool = False
+    """True where a stopped run folder can be continued."""
+
+
+_ALL = (
+    Stage(
+        name="pretrain",
+        summary="train a causal language model from scratch, or continue one",
+        config="rlhf.config:PretrainConfig",
+        run="rlhf.trainers.pretrain:run",
+        examples=("configs/tiny/pretrain.yaml", "configs/tiny/pretrain.yaml steps=200 optimizer.learning_rate=3e-4"),
+        is_resumable=True,
+    ),
+    Stage(
+        name="sft",
+        summary="fine-tune on demonstrations, loss on completions only",
+        config="rlhf.config:SftConfig",
+        run="rlhf.trainers.sft:run",
+        examples=("configs/tiny/sft.yaml", "configs/tiny/sft.yaml model.tuning.kind=lora model.tuning.rank=8"),
+        is_resumable=True,
+    ),
+    Stage(
+        name="reward",
+        summary="train a reward model on ranked responses",
+        config="rlhf.config:RewardConfig",
+        run="rlhf.trainers.reward:run",
+        examples=("configs/tiny/reward.yaml", "configs/tiny/reward.yaml data.train=comparisons.jsonl epochs=2"),
+        is_resumable=True,
+    ),
+    Stage(
+        name="ppo",
+        summary="optimise a policy against a reward with PPO or PPO-ptx",
+        config="rlhf.config:PpoConfig",
+        run="rlhf.trainers.ppo:run",
+        examples=(
+            "configs/tiny/ppo.yaml",
+            "configs/tiny/ppo.yaml placement.kind=split --dry-run",
+            "configs/tiny/ppo.yaml --resume",
+        ),
+        is_resumable=True,
+    ),
+    Stage(
+        name="eval",
+        summary="compare two models on held-out prompts: win rate, KL, perplexity",
+        config="rlhf.config:EvalConfig",
+        run="rlhf.evaluation:run",
+        examples=("configs/tiny/eval.yaml", "configs/tiny/eval.yaml model.path=runs/ppo/model prompts=100"),
+    ),
+    Stage(
+        name="generate",
+        summary="answer a file of prompts",
+        config="rlhf.config:GenerateConfig",
+        run="rlhf.generate:run",
+        examples=("configs/tiny/generate.yaml", "configs/tiny/generate.yaml sampling.temperature=0.7 prompts=5"),
+    ),
+    Stage(
+        name="chat",
+        summary="talk to a model in the terminal",
+        config="rlhf.config:ChatConfig",
+        run="rlhf.generate:chat",
+        examples=("configs/tiny/chat.yaml", "configs/tiny/chat.yaml model.path=runs/ppo/model"),
+    ),
+    Stage(
+        name="export",
+        summary="merge an adapter into a plain Hugging Face folder, verified",
+        config="rlhf.config:ExportConfig",
+        run="rlhf.export:run",
+        examples=("configs/tiny/export.yaml", "configs/tiny/export.yaml model.path=runs/ppo/model run_dir=exported"),
+    ),
+    Stage(
+        name="quickstart",
+        summary="the whole chain on a small embedded world, in minutes on a CPU",
+        config="rlhf.config:QuickstartConfig",
+        run="rlhf.quickstart.pipeline:run",
+        examples=("", "run_dir=runs/second seed=1"),
+        needs_config=False,
+        is_resumable=True,
+    ),
+)
+STAGES: Mapping[str, Stage] = MappingProxyType({stage.name: stage for stage in _ALL})
+
+
+def find_stage(name: str, stages: Mapping[str, Stage] = STAGES) -> Stage:
+    """Looks a stage up by name.
+
+    Raises:
+        UnknownStageError: there is none of that name; the message holds the closest one and the full list.
+    """
+    if name in stages:
+        return stages[name]
+    close = difflib.get_close_matches(name, stages, n=1)
+    hint = f"did you mean {close[0]}?" if close else "see `rlhf --help`"
+    raise UnknownStageError(f"stage: received {name!r}; allowed: {' | '.join(stages)}; {hint}")
+
+
+def resolve(target: str) -> Any:
+    """Imports `module:attribute`."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

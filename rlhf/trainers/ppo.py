@@ -1,0 +1,308 @@
+"""PPO and PPO-ptx: the driver's loop over rollout, reward, reference and learner.
+
+Owns the order of things, and what is logged and saved. The roles compute (`rlhf.roles`), wherever their placement puts them; the formulas
+stand in `rlhf.algorithms`.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from policies.tokenization import decode, load_tokenizer
+from reward.interface import RewardOutput, RewardRequest
+from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController, KlController
+from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
+from rlhf.data import load_rows
+from rlhf.experience import build_experience
+from rlhf.optimization import NonFiniteLossError
+from rlhf.report import write_training_report
+from rlhf.roles import Roles, open_roles
+from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint, save_checkpoint
+from rlhf.text_stream import encode_texts
+from rollout.prompts import PromptStream, prompts_from_rows
+from rollout.types import PerToken, Prompt, RolloutBatch, TokenIds
+
+Metrics = dict[str, float]
+
+# The progress samples use the same sampling noise every time, under a step number that training never reaches.
+_SAMPLE_NOISE_STEP = 2**31 - 1
+
+
+def run(config: PpoConfig, *, resume: bool) -> None:
+    """Runs `rlhf ppo`: the loop, and run_dir with metrics, samples, checkpoints, the final model, summary and report.
+
+    Raises:
+        ValueError: what the user can fix, before any actor starts where that is possible.
+        NonFiniteLossError: training stopped; the state before the bad step is saved.
+    """
+    resolved = config.model_dump(mode="json")
+    inputs = PpoInputs(config)
+    with ExitStack() as stack:
+        open_folder = RunFolder.resume if resume else RunFolder.create
+        folder = stack.enter_context(open_folder(config.run_dir, resolved))
+        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
+        folder.truncate_after(checkpoint.step if checkpoint else -1)
+        roles = stack.enter_context(open_roles(config))
+        logger = stack.enter_context(
+            open_metric_logger(folder, config.tracking, resolved, stage="ppo", total_steps=config.steps)
+        )
+        trainer = PpoTrainer(config, inputs, roles, folder, logger)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        summary = trainer.train()
+        roles.learner.call("save_model", str(folder.path / "model")).result(roles.timeout_seconds)
+        logger.close(summary)
+        write_training_report(folder.path)
+
+
+class PpoInputs:
+    """The data of a run, read and tokenized by the driver once.
+
+    Attributes:
+        tokenizer: The policy's.
+        prompts: Training prompts.
+        sample_prompts: The fixed held-out prompts whose answers are followed through training.
+        held_out_texts: Token ids of pretraining text for the alignment tax; empty without `data.pretrain_eval`.
+        skipped: Bad rows that `on_bad_row=skip` left out, one line each.
+    """
+
+    def __init__(self, config: PpoConfig) -> None:
+        self.tokenizer = load_tokenizer(config.model)
+        train = self._prompts(config, config.data.train, "data.train")
+        self.prompts, self.skipped = train.prompts, train.skipped
+        self.sample_prompts: Sequence[Prompt] = []
+        if config.data.eval is not None and config.sample_prompts:
+            self.sample_prompts = self._prompts(config, config.data.eval, "data.eval").prompts[: config.sample_prompts]
+        self.held_out_texts: list[TokenIds] = []
+        if config.data.pretrain_eval is not None:
+            rows = load_rows(config.data.pretrain_eval, field="data.pretrain_eval")
+            self.held_out_texts = encode_texts(rows, self.tokenizer, source="data.pretrain_eval")
+
+    def _prompts(self, config: PpoConfig, source: str, field: str) -> Any:
+        return prompts_from_rows(
+            load_rows(source, field=field),
+            self.tokenizer,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            source=f"{field}={source}",
+            on_bad_row=config.data.on_bad_row,
+            chat_template=config.model.chat_template,
+        )
+
+
+class PpoTrainer:
+    """The state between steps: prompt stream, KL controller, counters; `step()` is the algorithm."""
+
+    def __init__(
+        self, config: PpoConfig, inputs: PpoInputs, roles: Roles, folder: RunFolder, logger: MetricLogger
+    ) -> None:
+        self._config, self._inputs, self._roles, self._folder, self._logger = config, inputs, roles, folder, logger
+        self._stream = PromptStream(inputs.prompts, seed=config.seed)
+        self._kl = kl_controller(config.algorithm.kl)
+        self._steps_done = 0
+        self._version = 0
+        self._episodes = 0
+        self._tokens = 0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def train(self) -> dict[str, Any]:
+        """Steps to the end; returns the summary."""
+        if self._steps_done == 0:
+            self._show_samples()
+        while self._steps_done < self._config.steps:
+            try:
+                metrics = self.step()
+            except NonFiniteLossError:
+                # The weights are those before the bad optimizer step; where they stand is worth more than where they stood.
+                self._save()
+                raise
+            self._steps_done += 1
+            self._after_step(metrics)
+        return self._summary()
+
+    def step(self) -> Metrics:
+        """One PPO step (Ouyang et al. 2022, section 3.5): consumes prompts, produces a policy one version newer."""
+        config, n = self._config, self._config.rollout
+        prompts = self._stream.next(n.prompts_per_step)
+        with self._timed("rollout"):
+            batch = self._roles.generate(
+                prompts, n.responses_per_prompt, seed=config.seed, step=self._steps_done, version=self._version
+            )
+        with self._timed("score"):
+            reward, reference_logprobs, values = self._judge(batch)
+        with self._timed("experience"):
+            experience, metrics = build_experience(
+                batch,
+                reward,
+                reference_logprobs,
+                values,
+                algorithm=config.algorithm,
+                kl_coefficient=self._kl.coefficient,
+            )
+        with self._timed("update"):
+            update = self._roles.learner.call("update", experience, step=self._steps_done)
+            metrics |= update.result(self._roles.timeout_seconds)
+        metrics["objective/kl_coef"] = self._kl.coefficient
+        self._kl.update(metrics["objective/kl"], len(experience))
+        with self._timed("sync"):
+            self._version += 1
+            metrics |= self._roles.sync(self._version, canaries=batch)
+        return metrics | _component_means(reward) | self._rollout_metrics(batch)
+
+    def restore(self, state: TrainingState) -> None:
+        """Continues from a checkpoint: learner, streams, controller and counters; then every worker gets the weights."""
+        self._roles.learner.call("load_state", state).result(self._roles.timeout_seconds)
+        driver = state.values["driver"]
+        self._stream.load_state_dict(driver["prompts"])
+        self._kl.load_state_dict(driver["kl"])
+        self._episodes, self._tokens, self._version = driver["episodes"], driver["tokens"], driver["version"]
+        self._steps_done = state.step
+        self._roles.sync(self._version, canaries=None)
+
+    def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
+        """Scores, reference log-probs and values; asked for together, so that they overlap where placement allows it."""
+        prompts = [prompt.token_ids for prompt in batch.prompts]
+        responses = [completion.token_ids for completion in batch.completions]
+        scores = self._roles.start_scores(self._requests(batch))
+        reference = self._roles.start_reference_logprobs(prompts, responses)
+        values = self._roles.learner.call("values", prompts, responses)
+        return scores(), reference(), values.result(self._roles.timeout_seconds)
+
+    def _requests(self, batch: RolloutBatch) -> list[RewardRequest]:
+        return [
+            RewardRequest(
+                prompt=prompt.text,
+                response=decode(completion.token_ids, self._inputs.tokenizer),
+                prompt_ids=prompt.token_ids,
+                response_ids=completion.token_ids,
+                fields=prompt.fields,
+            )
+            for prompt, completion in zip(batch.prompts, batch.completions, strict=True)
+        ]
+
+    def _after_step(self, metrics: Metrics) -> None:
+        """Samples, checkpoint and the log line of the step that just ended."""
+        config = self._config
+        is_last = self._steps_done == config.steps
+        if is_last or self._steps_done % config.sample_every_steps == 0:
+            with self._timed("eval"):
+                metrics |= self._show_samples()
+        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        seconds["time/step"] = sum(seconds.values())
+        metrics |= seconds | {
+            "perf/samples_per_s": self._episodes_per_step / seconds["time/step"],
+            "progress/episodes": float(self._episodes),
+            "progress/tokens": float(self._tokens),
+            "progress/epoch": self._stream.epoch_progress,
+        }
+        self._seconds.clear()
+        self._logger.log(self._steps_done, metrics)
+        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
+            self._save()
+
+    def _show_samples(self) -> Metrics:
+        """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax."""
+        metrics: Metrics = {}
+        if self._inputs.sample_prompts:
+            batch = self._roles.generate(
+                self._inputs.sample_prompts, 1, seed=self._config.seed, step=_SAMPLE_NOISE_STEP, version=self._version
+            )
+            requests = self._requests(batch)
+            reward = self._roles.start_scores(requests)()
+            self._logger.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
+            metrics["eval/score"] = float(np.nanmean(reward.scores))
+        if self._inputs.held_out_texts:
+            perplexity = self._roles.learner.call("perplexity", self._inputs.held_out_texts)
+            metrics["eval/pretrain_perplexity"] = perplexity.result(self._roles.timeout_seconds)
+        return metrics
+
+    def _rollout_metrics(self, batch: RolloutBatch) -> Metrics:
+        lengths = [len(completion.token_ids) for completion in batch.completions]
+        truncated = float(np.mean([completion.is_truncated for completion in batch.completions]))
+        self._episodes += len(batch)
+        self._tokens += sum(lengths)
+        return {
+            "rollout/response_length_mean": float(np.mean(lengths)),
+            "rollout/response_length_max": float(max(lengths)),
+            "rollout/truncated_rate": truncated,
+            "rollout/eos_rate": 1.0 - truncated,
+            "rollout/policy_version": float(self._version - 1),
+        }
+
+    @property
+    def _episodes_per_step(self) -> int:
+        return self._config.rollout.prompts_per_step * self._config.rollout.responses_per_prompt
+
+    def _save(self) -> None:
+        tensors, values = self._roles.learner.call("state").result(self._roles.timeout_seconds)
+        driver = {
+            "prompts": self._stream.state_dict(),
+            "kl": self._kl.state_dict(),
+            "episodes": self._episodes,
+            "tokens": self._tokens,
+            "version": self._version,
+        }
+        state = TrainingState(self._steps_done, tensors, {"learner": values, "driver": driver})
+        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+
+    def _summary(self) -> dict[str, Any]:
+        """First and last steps beside each other: the mean score at the start and at the end, in the start's standard deviations."""
+        rows = self._folder.read_metrics()
+        window = max(1, min(10, len(rows) // 4))
+        first, last = rows[0], rows[-1]
+
+        def mean(column: str, part: list[dict[str, Any]]) -> float:
+            return float(np.mean([row[column] for row in part]))
+
+        start, end = mean("objective/scores", rows[:window]), mean("objective/scores", rows[-window:])
+        return {
+            "steps": self._steps_done,
+            "episodes": self._episodes,
+            "score_start": start,
+            "score_end": end,
+            "score_std_start": first["objective/scores_std"],
+            "score_rise_in_start_stds": (end - start) / max(float(first["objective/scores_std"]), 1e-9),
+            "kl": mean("objective/kl", rows[-window:]),
+            "averaged_steps": window,
+            "pretrain_ppl": last.get("eval/pretrain_perplexity"),
+            "skipped_rows": len(self._inputs.skipped),
+            "seconds": float(sum(row["time/step"] for row in rows)),
+        }
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] += time.perf_counter() - start
+
+
+def kl_controller(config: KlConfig) -> KlController:
+    """The controller that `algorithm.kl` describes."""
+    if isinstance(config, AdaptiveKl):
+        return AdaptiveKlController(config.coefficient, target=config.target, horizon=config.horizon)
+    return FixedKlController(config.coefficient)
+
+
+def _component_means(reward: RewardOutput) -> Metrics:
+    return {f"reward/{name}": float(np.nanmean(scores)) for name, scores in reward.components.items()}
+
+
+def _sample_rows(
+    requests: Sequence[RewardRequest], batch: RolloutBatch, reward: RewardOutput
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_id": completion.prompt_id,
+            "prompt": request.prompt,
+            "response": request.response,
+            "score": float(score),
+            "response_tokens": len(completion.token_ids),
+            "policy_version": completion.policy_version,
+        }
+        for request, completion, score in zip(requests, batch.completions, reward.scores, strict=True)
+    ]

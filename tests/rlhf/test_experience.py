@@ -1,0 +1,93 @@
+"""Experience: what PPO trains on, from hand-worked episodes."""
+
+import numpy as np
+import pytest
+
+from reward.interface import RewardFailure, RewardOutput
+from rlhf.config import AlgorithmConfig, MissingEosConfig
+from rlhf.experience import NoScoredSamplesError, build_experience
+from rollout.types import Completion, Prompt, RolloutBatch
+
+
+def _f32(*numbers: float) -> np.ndarray:
+    return np.array(numbers, dtype=np.float32)
+
+
+def _batch(*logprobs: np.ndarray, finish: tuple[str, ...] | None = None) -> RolloutBatch:
+    prompts = [Prompt(id=str(i), text="p", token_ids=np.array([7 + i], np.int32)) for i in range(len(logprobs))]
+    finish = finish or ("stop",) * len(logprobs)
+    completions = [
+        Completion(p.id, 0, np.arange(len(lp), dtype=np.int32), lp, reason, 3)
+        for p, lp, reason in zip(prompts, logprobs, finish, strict=True)
+    ]
+    return RolloutBatch(prompts, completions)
+
+
+def _output(*scores: float, failures: tuple[RewardFailure, ...] = ()) -> RewardOutput:
+    return RewardOutput(scores=_f32(*scores), components={"s": _f32(*scores)}, failures=failures)
+
+
+def test_returns_and_metrics_match_values_worked_by_hand() -> None:
+    # One response of two tokens, one of one token; gamma 1, lambda 0.5, KL coefficient 0.1.
+    # kl a: (-1 - -1.5, -2 - -1) = (0.5, -1.0), sum -0.5; kl b: -0.5 - -2.5 = 2.
+    # rewards a: -0.05, 0.1 + 2 = 2.1; b: -0.2 - 1 = -1.2
+    # values a: 0.5, 1.0; deltas: -0.05 + 1 - 0.5 = 0.45, 2.1 - 1 = 1.1; advantages 0.45 + 0.5 * 1.1 = 1.0, 1.1
+    # returns a: 1.5, 2.1; b: delta -1.2 - 0.3 = -1.5, return -1.2
+    experience, metrics = build_experience(
+        _batch(_f32(-1, -2), _f32(-0.5)),
+        _output(2.0, -1.0),
+        [_f32(-1.5, -1), _f32(-2.5)],
+        [_f32(0.5, 1.0), _f32(0.3)],
+        algorithm=AlgorithmConfig(gae_lambda=0.5),
+        kl_coefficient=0.1,
+    )
+    np.testing.assert_allclose(experience.returns[0], [1.5, 2.1], rtol=1e-6)
+    np.testing.assert_allclose(experience.returns[1], [-1.2], rtol=1e-6)
+    raw = np.array([1.0, 1.1, -1.5])
+    whitened = (raw - raw.mean()) / raw.std()
+    np.testing.assert_allclose(np.concatenate(experience.advantages), whitened, rtol=1e-5)
+    assert metrics["objective/kl"] == pytest.approx((-0.5 + 2.0) / 2)
+    assert metrics["objective/scores"] == pytest.approx(0.5)
+    assert metrics["objective/scores_std"] == pytest.approx(1.5)
+    assert metrics["objective/rlhf_reward"] == pytest.approx((2.05 - 1.2) / 2)
+    assert metrics["objective/non_score_reward"] == pytest.approx((0.05 - 0.2) / 2)
+    assert metrics["objective/entropy"] == pytest.approx((3 + 0.5) / 2)
+
+
+def test_a_sample_without_a_score_is_dropped_and_counted_never_scored_zero() -> None:
+    arguments = ([_f32(-1.5, -1), _f32(-2.5), _f32(-1)], [_f32(0.5, 1.0), _f32(0.3), _f32(0.2)])
+    with_failure, metrics = build_experience(
+        _batch(_f32(-1, -2), _f32(-0.5), _f32(-1)),
+        _output(2.0, float("nan"), -1.0, failures=(RewardFailure(1, "timeout"),)),
+        *arguments,
+        algorithm=AlgorithmConfig(),
+        kl_coefficient=0.1,
+    )
+    assert metrics["rollout/dropped"] == 1
+    assert len(with_failure) == 2
+    assert [p[0] for p in with_failure.prompts] == [7, 9]
+    assert metrics["objective/scores"] == pytest.approx(0.5)
+
+
+def test_a_step_without_any_score_names_the_reasons() -> None:
+    with pytest.raises(NoScoredSamplesError, match="timeout"):
+        build_experience(
+            _batch(_f32(-1)),
+            _output(float("nan"), failures=(RewardFailure(0, "timeout"),)),
+            [_f32(-1)],
+            [_f32(0)],
+            algorithm=AlgorithmConfig(),
+            kl_coefficient=0.1,
+        )
+
+
+def test_the_missing_eos_penalty_reaches_only_responses_that_were_cut_off() -> None:
+    _, metrics = build_experience(
+        _batch(_f32(-1), _f32(-1), finish=("stop", "length")),
+        _output(1.0, 1.0),
+        [_f32(-1), _f32(-1)],
+        [_f32(0), _f32(0)],
+        algorithm=AlgorithmConfig(missing_eos=MissingEosConfig(rule="penalty", value=3.0)),
+        kl_coefficient=0.0,
+    )
+    assert metrics["objective/scores"] == pytest.approx((1.0 - 2.0) / 2)
