@@ -1,8 +1,8 @@
 """Model folders and tensor files, written atomically.
 
-Owns how things reach the disk: written aside, flushed, then renamed, so that a crash leaves either the previous folder or the new
-one, never half of one. It also owns `rlhf_metadata.json`, the note beside the weights. What goes into a training state is the
-caller's business.
+Owns how things reach the disk: written aside, flushed, then renamed, so that a crash leaves either the previous
+folder or the new one, never half of one. It also owns `rlhf_metadata.json`, the note beside the weights. What goes
+into a training state is the caller's business.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ class AdapterWriter(Protocol):
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder to fill; it takes the place of `folder` when the block ends without an exception.
 
-    An exception removes what was written and leaves the previous folder as it was. A process killed inside the block leaves the
-    previous folder too, and a `.tmp-` folder beside it that the next write to the same place removes.
+    An exception removes what was written and leaves the previous folder as it was. A process killed inside the block
+    leaves the previous folder too, and a `.tmp-` folder beside it that the next write to the same place removes.
     """
     target = Path(folder)
     restore_interrupted(target)
@@ -71,7 +71,9 @@ def save_model(
         ValueError: if adapters hang on the model; its tensors would have names no other library finds.
     """
     if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
-        raise ValueError("the model carries adapters; save `AdapterSet.merged_model(name)`, or the adapter with `save_adapter`")
+        raise ValueError(
+            "the model carries adapters; save `AdapterSet.merged_model(name)`, or the adapter with `save_adapter`"
+        )
     with atomic_folder(folder) as aside:
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

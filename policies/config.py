@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class StrictModel(BaseModel):
-    """Base of every configuration class: frozen, unknown keys refused, defaults validated, docstrings as descriptions."""
+    """Base of every configuration class: frozen, unknown keys refused, docstrings are the descriptions."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -25,7 +25,7 @@ class FullTuning(StrictModel):
 
 
 class LoraTuning(StrictModel):
-    """Low-rank adapters train, the backbone is frozen (Hu et al. 2021). Dropout is 0: ratios need a deterministic policy."""
+    """Low-rank adapters train, the backbone is frozen (Hu et al. 2021). No dropout: ratios need a fixed policy."""
 
     kind: Literal["lora"] = "lora"
     """Tag of this variant."""

@@ -1,9 +1,10 @@
 """Ragged token lists -> right-padded micro-batches, grouped by a token budget.
 
-Owns padding and grouping. It does not know models, log-probabilities (`policies.logprobs`) or the left padding of generation.
+Owns padding and grouping. It does not know models, log-probabilities (`policies.logprobs`) or the left padding of
+generation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,8 +59,8 @@ def pad_sequences(
         device: where the tensors end up.
 
     Raises:
-        ValueError: if the counts differ, there is no sequence, or a prompt or response is empty (the first response token is
-            predicted from the last prompt token, so there must be one).
+        ValueError: if the counts differ, there is no sequence, or a prompt or response is empty (the first response
+            token is predicted from the last prompt token, so there must be one).
     """
     prompt_lengths = _lengths(prompts, "prompts")
     response_lengths = _lengths(responses, "responses")
@@ -105,6 +106,39 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+@torch.no_grad()
+def evaluate_in_micro_batches(
+    function: Callable[[SequenceBatch], Tensor],
+    prompts: Sequence[TokenIds],
+    responses: Sequence[TokenIds],
+    *,
+    token_budget: int,
+    pad_id: int,
+    device: torch.device | str,
+) -> list[NDArray[np.float32]]:
+    """Per-token numbers of many sequences, in bounded memory and without gradients.
+
+    Args:
+        function: batch -> (M, R).
+        prompts: B arrays of ids.
+        responses: B arrays of ids.
+        token_budget: padded tokens of one call (see `micro_batches`).
+        pad_id: id of the padding.
+        device: where `function` wants its input.
+
+    Returns:
+        B float32 arrays of (R,), padding removed, in the order of the input.
+    """
+    results: dict[int, NDArray[np.float32]] = {}
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    for group in micro_batches(lengths, token_budget):
+        batch = pad_sequences([prompts[i] for i in group], [responses[i] for i in group], pad_id=pad_id, device=device)
+        values = function(batch).float().cpu().numpy()
+        # Copies, because a row would keep the whole padded batch alive.
+        results |= {index: values[row, : len(responses[index])].copy() for row, index in enumerate(group)}
+    return [results[index] for index in range(len(responses))]
 
 
 def _lengths(sequences: Sequence[TokenIds], field: str) -> NDArray[np.int64]:

@@ -41,7 +41,9 @@ def resolve_source(path: str) -> ModelSource:
         return ModelSource(path=path, base=path, adapter=None)
     base = json.loads(Path(config_file).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"model.path={path!r}: adapter_config.json names no base_model_name_or_path; write the base's path there")
+        raise ValueError(
+            f"model.path={path!r}: adapter_config.json names no base_model_name_or_path; write the base's path there"
+        )
     require_model(base, field=f"base_model_name_or_path (in {config_file})")
     return ModelSource(path=path, base=base, adapter=path)
 
@@ -55,7 +57,9 @@ def require_model(path: str, *, field: str) -> None:
     folder = Path(path)
     if folder.is_dir():
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise ValueError(f"{field}={path!r}: the folder has neither config.json nor adapter_config.json; name a model folder")
+            raise ValueError(
+                f"{field}={path!r}: the folder has neither config.json nor adapter_config.json; name a model folder"
+            )
     elif folder.exists():
         raise ValueError(f"{field}={path!r} is a file; name the folder that holds the model")
     elif not _HUB_NAME.fullmatch(path):
@@ -63,9 +67,11 @@ def require_model(path: str, *, field: str) -> None:
 
 
 def unreachable(path: str, error: Exception) -> ValueError:
-    """The one-line error for a name that is not a folder and that the hub does not serve either."""
-    reason = str(error).strip().splitlines()[0]
-    return ValueError(f"model.path={path!r} is not a folder, and cannot be loaded from the hub either ({reason}); check the path")
+    """The one-line error for a folder that does not load, or a name that the hub does not serve."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if Path(path).is_dir():
+        return ValueError(f"model.path={path!r} cannot be loaded: {reason}")
+    return ValueError(f"model.path={path!r} is no folder, and the hub does not serve it ({reason}); check the path")
 
 
 def _adapter_config_file(path: str) -> str | None:

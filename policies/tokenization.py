@@ -1,7 +1,8 @@
 """The tokenizer: special tokens, prompt rendering, text <-> ids, identity.
 
-Owns what the ids of a prompt and of a completion are: prompt ids begin with the special tokens that the tokenizer puts in front
-(beginning of sequence), completion ids have none but the end-of-sequence token behind. It does not load models.
+Owns what the ids of a prompt and of a completion are: prompt ids begin with the special tokens that the tokenizer
+puts in front (beginning of sequence), completion ids have none but the end-of-sequence token behind. It does not load
+models.
 """
 
 import hashlib
@@ -47,8 +48,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             setattr(tokenizer, field, override)
         elif getattr(tokenizer, field) is None:
             raise ValueError(
-                f"model.{field}: the tokenizer of {config.path!r} has none; set model.{field} to a token of its vocabulary "
-                f"({_examples(tokenizer)})"
+                f"model.{field}: the tokenizer of {config.path!r} has none; set model.{field} to a token of its "
+                f"vocabulary ({_examples(tokenizer)})"
             )
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
@@ -60,8 +61,8 @@ def render_prompt(
 ) -> str:
     """The text a policy is conditioned on: plain text as it is, messages through the chat template.
 
-    The result ends with the template's generation prompt, and lacks a leading beginning-of-sequence token where the tokenizer
-    adds one itself (`encode_prompt`), so that it is not doubled.
+    The result ends with the template's generation prompt, and lacks a leading beginning-of-sequence token where the
+    tokenizer adds one itself (`encode_prompt`), so that it is not doubled.
 
     Args:
         prompt: text, or messages with `role` and `content`.
@@ -91,10 +92,14 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> TokenIds:
         ValueError: if nothing is left, because the text is empty and the tokenizer has no beginning-of-sequence token.
     """
     ids = _ids(text, tokenizer, add_special_tokens=True)
-    if not ids or ids[-1] in tokenizer.all_special_ids:  # A special token behind the text would end the prompt: rebuild it.
+    if (
+        not ids or ids[-1] in tokenizer.all_special_ids
+    ):  # A special token behind the text would end the prompt: rebuild it.
         ids = _special_prefix(tokenizer) + _ids(text, tokenizer, add_special_tokens=False)
     if not ids:
-        raise ValueError("the prompt is empty and the tokenizer adds no beginning-of-sequence token; give at least one token")
+        raise ValueError(
+            "the prompt is empty and the tokenizer adds no beginning-of-sequence token; give at least one token"
+        )
     return np.array(ids, dtype=np.int32)
 
 
@@ -157,7 +162,8 @@ def _from_source(source: ModelSource) -> PreTrainedTokenizerBase:
 def _require_in_vocabulary(tokenizer: PreTrainedTokenizerBase, field: str, token: str) -> None:
     if token not in tokenizer.get_vocab():
         raise ValueError(
-            f"model.{field}={token!r} is not in the tokenizer's vocabulary; choose a token that is ({_examples(tokenizer)})"
+            f"model.{field}={token!r} is not in the tokenizer's vocabulary; choose a token that is "
+            f"({_examples(tokenizer)})"
         )
 
 

@@ -1,13 +1,16 @@
 """Responses -> scores.
 
-config         sources of scores, formats of comparisons
-interface      RewardFn, RewardOutput: what every source offers
-rules          verifiable rewards
-model          learned rewards
-losses         pairwise and K-wise losses
-preferences    pairs and rankings -> tensors
-composite      several sources -> one score, kept apart as well
-normalization  mean score 0 on demonstrations or SFT outputs
-evaluation     accuracy, margin and loss on held-out comparisons
-worker         the Ray actor around it
+interface         the contract: RewardRequest in, RewardOutput out, failures as data
+composite         the sources of a run -> one RewardFn: weighted sum, components by name
+rules, functions  verifiable rules; Python functions `module:function`
+model             the learned reward model on any sequence-classification backbone, to train and to score with
+shared_model      the same reward model as adapter and head on the policy's own base; what a critic starts from
+scoring           requests -> token ids -> normalised scores of a learned model
+encoding          one prompt and response -> the ids a reward model reads
+normalization     mean 0 and standard deviation 1 of the scores, stored with the model
+preferences       data rows -> comparisons: pairs, K-wise rankings, labelled texts
+preference_batch  comparisons -> token ids and index tensors for the ranking loss
+evaluation        accuracy with interval, margin and loss on comparisons
+baselines         what a learned model must beat: length, bag of words, naive Bayes
+worker            the reward role as a plain class
 """

@@ -1,8 +1,9 @@
 """Configuration of rewards: the sources of scores in a run, and how a reward model is trained."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from policies.config import StrictModel
 
@@ -23,10 +24,19 @@ class ModelSource(_Source):
     """Folder written by `rlhf reward` (or any AutoModelForSequenceClassification with one label)."""
     reads: Literal["prompt_and_response", "response"] = "prompt_and_response"
     """What the model is shown; `response` for models of text quality that were trained without prompts."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Longest input in tokens; a longer one loses its beginning."""
+    normalization: Literal["stored", "none"] = "stored"
+    """`stored` applies the normalisation that `rlhf reward` saved with the model.
+
+    `none` takes raw scores, for models from elsewhere.
+    """
+    max_tokens: int = Field(default=512, ge=2)
+    """Longest input in tokens, at most the model's context; a longer one loses its beginning."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens of one forward pass."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the backbone's weights; the score itself is computed in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device; `auto` takes the GPU that the process sees, else the CPU."""
 
 
 class FunctionSource(_Source):
@@ -48,6 +58,15 @@ class RegexRule(_Source):
     pattern: str
     """Regular expression searched in the response."""
 
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}; correct or escape it") from error
+        return pattern
+
 
 class LengthRule(_Source):
     """0 inside [minimum_words, maximum_words], minus one for each word outside."""
@@ -59,9 +78,17 @@ class LengthRule(_Source):
     maximum_words: int = Field(default=1_000_000, ge=1)
     """Most words without penalty."""
 
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.minimum_words > self.maximum_words:
+            raise ValueError(
+                f"minimum_words={self.minimum_words} exceeds maximum_words={self.maximum_words}; no response could fit: swap or correct them"
+            )
+        return self
+
 
 class ExactAnswerRule(_Source):
-    """1.0 where the response, stripped and lower-cased, ends with the row's answer."""
+    """1.0 where the response ends with the row's answer, both stripped and lower-cased, else 0.0."""
 
     kind: Literal["exact_answer"] = "exact_answer"
     """Tag of this variant."""
@@ -82,14 +109,17 @@ class PairsFormat(StrictModel):
 
 
 class RankingsFormat(StrictModel):
-    """Rows hold `prompt`, `responses`, `ranking` (groups of indices, best first)."""
+    """Rows hold `prompt`, `responses` (texts, or objects with `text`), `ranking` (groups of indices, best first, ties in one group)."""
 
     kind: Literal["rankings"] = "rankings"
     """Tag of this variant."""
 
 
 class LabelledTextFormat(StrictModel):
-    """Rows hold one text and a 0/1 label; each positive text is paired with negative ones of the same split, by seed."""
+    """Rows hold one text and a 0/1 label.
+
+    Each text of label 1 is compared with texts of label 0 of the same split, by seed.
+    """
 
     kind: Literal["labelled_text"] = "labelled_text"
     """Tag of this variant."""
@@ -98,7 +128,8 @@ class LabelledTextFormat(StrictModel):
     label_field: str = "label"
     """Column of the label, 1 preferred over 0."""
     pairs_per_text: int = Field(default=1, ge=1)
-    """How many rejected texts each chosen text is paired with."""
+    """How many rejected texts each chosen text is compared with. So many chosen and so many rejected texts make one comparison, in which
+    every text is encoded once: n squared pairs for 2 n texts."""
 
 
 PreferenceFormat = Annotated[PairsFormat | RankingsFormat | LabelledTextFormat, Field(discriminator="kind")]

@@ -1,8 +1,8 @@
 """The command line: `rlhf STAGE CONFIG [a.b=value ...] [--dry-run] [--resume]`.
 
 Owns arguments and the order of events: arguments, then config, then (and only then) the libraries of the chosen stage.
-What a stage does is its `run` function; which stages exist is `stages`; help texts are `cli_help`; how a failure ends is
-`exit_status`.
+What a stage does is its `run` function; which stages exist is `stages`; help texts are `cli_help`; how a failure ends
+is `exit_status`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Configuration of every stage, composed from the packages' own classes. Imports nothing heavy.
 
-One class a stage; the keys `model`, `data`, `run_dir` and `seed` mean the same in all of them. Every default stands here or beside its
-owner, once. Nothing changes a configuration after it is loaded.
+One class a stage; the keys `model`, `data`, `run_dir` and `seed` mean the same in all of them. Every default stands
+here or beside its owner, once. Nothing changes a configuration after it is loaded.
 """
 
 from typing import Annotated, Literal
@@ -34,7 +34,10 @@ class OptimizerConfig(StrictModel):
 
 
 class DataConfig(StrictModel):
-    """Where rows come from: a local JSON(L)(.gz), Parquet or CSV file, a hub name, or `quickstart/<set>`; `[:50%]` or `[100:]` slices."""
+    """Where rows come from: a local JSON(L)(.gz), Parquet or CSV file, a hub name, or `quickstart/<set>`.
+
+    `[:50%]` or `[100:]` slices.
+    """
 
     train: str
     """Training rows."""
@@ -124,7 +127,8 @@ class SftConfig(StageConfig):
     def _micro_batches_fill_a_step(self) -> "SftConfig":
         if self.examples_per_step % self.micro_batch_examples:
             raise ValueError(
-                f"micro_batch_examples={self.micro_batch_examples} must divide examples_per_step={self.examples_per_step}"
+                f"micro_batch_examples={self.micro_batch_examples} must divide "
+                f"examples_per_step={self.examples_per_step}"
             )
         return self
 
@@ -135,8 +139,9 @@ class RewardDataConfig(DataConfig):
     format: PreferenceFormat = PairsFormat()
     """Shape of the rows."""
     normalize: str | None = None
-    """Rows with `prompt` and `completion` (demonstrations or SFT outputs) whose mean score becomes 0; null takes the preferred
-    responses of the held-out split."""
+    """Rows with `prompt` and `completion` (demonstrations or SFT outputs) whose mean score becomes 0.
+
+    Null takes the preferred responses of the held-out split."""
 
 
 class RewardConfig(StageConfig):
@@ -292,7 +297,9 @@ class PpoConfig(StageConfig):
             raise ValueError("data.pretrain is only read by PPO-ptx; set algorithm.ptx or remove it")
         samples = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
         if samples < self.algorithm.minibatches:
-            raise ValueError(f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {samples} samples of a step")
+            raise ValueError(
+                f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {samples} samples of a step"
+            )
         return self
 
 
@@ -326,8 +333,6 @@ class EvalConfig(StageConfig):
     """How many prompts, from the first; null takes all."""
     max_prompt_tokens: int = Field(default=256, ge=1)
     """A longer prompt is a bad row."""
-    micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Padded tokens of one forward pass."""
     bootstrap_resamples: int = Field(default=2000, ge=100)
     """Resamples of the 95 % interval."""
 
@@ -387,14 +392,19 @@ class ExportConfig(StrictModel):
 class QuickstartConfig(StrictModel):
     """`rlhf quickstart`: the whole road on the embedded world."""
 
-    run_dir: str = "runs/quickstart"
-    """Folder of the whole chain; each stage has a folder of its own in it."""
+    run_dir: str | None = None
+    """Folder of the whole chain; each stage has a folder of its own in it. Null takes runs/quickstart, or the first of
+    runs/quickstart-2, -3, ... that does not exist."""
     seed: int = Field(default=0, ge=0)
     """Seed of world, weights and sampling."""
     architecture: ArchitectureConfig = ArchitectureConfig(hidden_size=128, layers=4, heads=4, context_tokens=128)
     """Shape of the model."""
     vocabulary_size: int = Field(default=768, ge=260)
     """Tokens of the byte-level BPE tokenizer."""
+    stories: int = Field(default=12000, ge=100)
+    """Pretraining documents."""
+    demonstrations: int = Field(default=3000, ge=50)
+    """Demonstrations of SFT."""
     pretrain_steps: int = Field(default=400, ge=1)
     """Optimizer steps of pretraining."""
     ppo_steps: int = Field(default=30, ge=1)

@@ -64,7 +64,7 @@ def _locate(cls: type[BaseModel], location: Iterable[str | int]) -> _Place:
 
 
 def _branch(annotation: object, label: str) -> object:
-    """The alternative with parts that pydantic's label names: a variant by its tag, a class, else the list or mapping."""
+    """The alternative with parts that pydantic's label names: a variant by tag, a class, else the list or mapping."""
     named = {variant.__name__: variant for variant in sections(annotation)} | tags(annotation)
     containers = (member for member in members(annotation) if get_origin(member) in (tuple, list, dict))
     return named.get(label) or next(containers, None)

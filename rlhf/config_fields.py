@@ -1,7 +1,7 @@
-"""What a config class holds: its fields with type, default and description, and how to walk from a section to its parts.
+"""What a config class holds: fields with type, default and description, and the way from a section to its parts.
 
-Owns every question about annotations (optional sections, tagged unions, lists of sections), so that merging, error messages and
-help agree on the answers. Reads no file and checks no value.
+Owns every question about annotations (optional sections, tagged unions, lists of sections), so that merging, error
+messages and help agree on the answers. Reads no file and checks no value.
 """
 
 import types
@@ -56,7 +56,7 @@ def sections(annotation: object) -> tuple[type[BaseModel], ...]:
 
 
 def tag_field(annotation: object) -> str | None:
-    """Name of the field that tells the variants of a union apart, such as `kind`; None for anything but such a union."""
+    """Name of the field that tells the variants of a union apart, such as `kind`; None for anything else."""
     variants = sections(annotation)
     if len(variants) < 2:
         return None

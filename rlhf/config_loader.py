@@ -1,7 +1,8 @@
 """Config files to frozen config objects and back: defaults < YAML file < `a.b=value` overrides.
 
-Owns the order in which values win and what an override may do. Does not own: the dialect (`config_yaml`), the knowledge of
-fields (`config_fields`), the wording of complaints (`config_errors`), any field or default (each package's `config.py`).
+Owns the order in which values win and what an override may do. Does not own: the dialect (`config_yaml`), the knowledge
+of fields (`config_fields`), the wording of complaints (`config_errors`), any field or default (each package's
+`config.py`).
 """
 
 import difflib
@@ -9,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,25 +41,24 @@ class _Partial(dict[str, Any]):
 def load_config(cls: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Builds a config from its defaults, then a YAML file, then overrides; later ones win key by key.
 
-    A section given in part keeps the rest of its default, also where the enclosing class chose a default of its own. A section
-    that switches its variant (`tuning.kind=lora`) keeps the keys that the new variant has too and drops the others.
-    Values are checked strictly: no text for a number, no true for 1.
+    A section given in part keeps the rest of its default, also where the enclosing class chose a default of its own. A
+    section that switches its variant (`tuning.kind=lora`) keeps the keys that the new variant has too and drops the
+    others. Values are checked strictly: no text for a number, no true for 1.
 
     Args:
         cls: config class of the stage.
         path: YAML file; None starts from the defaults alone.
-        overrides: `a.b=value` strings, the value in YAML; `a.0.b` reaches into a list. The last of two equal names wins.
+        overrides: `a.b=value` strings, the value in YAML; `a.0.b` reaches into a list; the last of equal names wins.
 
     Raises:
         ConfigError: with one line for each problem: the field, the value received, what is allowed, how to fix it.
     """
-    data = _overlay(cls, _default_sections(cls), _read_file(path) if path is not None else {})
+    data = _read_file(path) if path is not None else {}
     for override in overrides:
         data = _apply_override(cls, data, override)
-    text = _as_json(data)
     _refuse_environment_references(data)
     try:
-        return cls.model_validate_json(text, strict=True)
+        return cls.model_validate_json(json.dumps(_with_default_sections(cls, data)), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(cls, error))) from error
 
@@ -109,10 +109,21 @@ def _parse_override(override: str) -> _Partial:
     return tree
 
 
-def _default_sections(cls: type[BaseModel]) -> dict[str, Any]:
-    """Spells out the sections to which a class gives a default, so that a file may change one key of such a section."""
-    defaults = ((name, field, default_of(field)) for name, field in cls.model_fields.items())
-    return {name: _explicit(value, field.annotation) for name, field, value in defaults if isinstance(value, BaseModel)}
+def _with_default_sections(annotation: object, data: Any) -> Any:
+    """Lays each section that is given in part over the default that its enclosing class chose for it."""
+    if isinstance(data, list):
+        return [_with_default_sections(_inner(annotation, None, index), item) for index, item in enumerate(data)]
+    section = chosen_section(annotation, data) if isinstance(data, dict) else None
+    if section is None:
+        return data
+    completed = dict(data)
+    for name, field in section.model_fields.items():
+        default = default_of(field)
+        if isinstance(default, BaseModel) and isinstance(data.get(name), dict):
+            completed[name] = _overlay(field.annotation, _explicit(default, field.annotation), data[name])
+        if name in completed:
+            completed[name] = _with_default_sections(field.annotation, completed[name])
+    return completed
 
 
 def _explicit(section: BaseModel, annotation: object) -> dict[str, Any]:
@@ -130,8 +141,8 @@ def _explicit(section: BaseModel, annotation: object) -> dict[str, Any]:
 
 def _overlay(annotation: object, base: Any, top: Any) -> Any:
     """Lays `top` over `base`: sections and dotted overrides key by key, everything else as a whole."""
-    if isinstance(base, list) and isinstance(top, _Partial):
-        return _overlay_list(annotation, base, top)
+    if isinstance(top, _Partial) and (isinstance(base, list) or (base is None and _is_list(annotation))):
+        return _overlay_list(annotation, base or [], top)
     if not isinstance(top, dict):
         return top
     if not isinstance(base, dict) or not (sections(annotation) or isinstance(top, _Partial)):
@@ -149,7 +160,7 @@ def _overlay_list(annotation: object, base: list[Any], top: _Partial) -> list[An
     merged = list(base)
     for key, value in top.items():
         if not key.isdecimal() or int(key) >= len(base):
-            allowed = f"0 to {len(base) - 1}" if base else "none, it is empty"
+            allowed = f"0 to {len(base) - 1}" if base else "none"
             raise IndexError(
                 f"{key!r} is no index of the list {inline(base)}; allowed: {allowed}; or give the whole list"
             )
@@ -163,23 +174,18 @@ def _inner(annotation: object, section: type[BaseModel] | None, key: str | int) 
     return next((found for member in members(annotation) if (found := child(member, key)) is not None), None)
 
 
+def _is_list(annotation: object) -> bool:
+    return any(get_origin(member) in (tuple, list) for member in members(annotation))
+
+
 def _switches_variant(annotation: object, base: dict[str, Any], top: dict[str, Any]) -> bool:
     tag = tag_field(annotation)
     return tag is not None and tag in top and top[tag] != base.get(tag)
 
 
-def _as_json(data: object) -> str:
-    try:
-        return json.dumps(data)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"config: no tree of plain values ({error}); remove the recursive YAML alias or tag"
-        ) from error
-
-
 def _refuse_environment_references(data: dict[str, Any]) -> None:
     found = [
-        f"{name}: received {inline(value)}; environment variables are not expanded; write the value or pass {name}=VALUE"
+        f"{name}: received {inline(value)}; environment variables are not expanded; write the value itself"
         for name, value in _leaves(data, "")
         if isinstance(value, str) and _ENVIRONMENT_REFERENCE.search(value)
     ]

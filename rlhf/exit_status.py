@@ -5,7 +5,7 @@
     2    the user can fix it: ValueError, or a file that is missing or cannot be opened
     130  interrupted with Ctrl-C
 
-Anything else is a defect: it keeps its traceback and Python's exit code 1. RLHF_DEBUG=1 shows the traceback of the others too.
+Anything else is a defect: it keeps its traceback and Python's exit code 1. RLHF_DEBUG=1 shows the others' too.
 Owns wording only; what went wrong is said by whoever raised.
 """
 
@@ -37,12 +37,11 @@ def status_of(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, ValueError) or (isinstance(error, _PATH_ERRORS) and error.filename is not None):
         return USER_ERROR
-    is_ours = type(error).__module__.partition(".")[0] in _OUR_PACKAGES
-    return OUTSIDE_FAILURE if isinstance(error, RuntimeError) and is_ours else None
+    return OUTSIDE_FAILURE if isinstance(error, RuntimeError) and _is_our_class(error) else None
 
 
 def lines_for(error: BaseException) -> list[str]:
-    """What to print for a failure: one line, or one for each problem of a config; notes on the failure end the last line."""
+    """What to print for a failure: one line, or one for each problem of a config; the failure's notes end the last."""
     cause = original(error)
     lines = _lines(cause)
     notes = [*getattr(cause, "__notes__", ()), *(getattr(error, "__notes__", ()) if error is not cause else ())]
@@ -55,12 +54,16 @@ def _lines(error: BaseException) -> list[str]:
     if isinstance(error, OSError):
         reason = (error.strerror or "cannot be opened").lower()
         return [f"error: {error.filename}: {reason}; check the path and its permissions"]
-    if _is_raised_by_us(error):
+    if _is_our_class(error) or _is_raised_by_us(error):
         lines = [line for line in str(error).splitlines() if line.strip()]
         return [f"error: {line}" for line in lines or [type(error).__name__]]
     # A library's message rarely names our field; where it arose is the next best thing.
     message = " ".join(str(error).split()) or type(error).__name__
     return [f"error: {message} (raised in {_origin(error)}; RLHF_DEBUG=1 shows the traceback)"]
+
+
+def _is_our_class(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _OUR_PACKAGES
 
 
 def _is_raised_by_us(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
 """From rollouts, scores, values and reference log-probs to what the learner trains on.
 
-Owns the reward of an episode as PPO sees it (score plus KL penalty), advantages and returns of one step, and the drop of samples
-that got no score. It holds no model; inputs and outputs are ragged numpy arrays, padding exists only inside `build_experience`.
+Owns the reward of an episode as PPO sees it (score plus KL penalty), advantages and returns of one step, and the drop
+of samples that got no score. It holds no model; inputs and outputs are ragged numpy arrays, padding exists only inside
+`build_experience`.
 """
 
 from collections.abc import Sequence
@@ -60,9 +61,10 @@ def build_experience(
 ) -> tuple[Experience, dict[str, float]]:
     """Advantages and returns of one step, and the metrics that describe it.
 
-    Consumes B completions with scores (B,), reference log-probs and values (R_i,) each. Produces an `Experience` of the samples that
-    were scored: reward_t = -kl_coefficient * k1_t, the score added at the last token (Ziegler et al. 2019, equation 2; Ouyang et al.
-    2022, equation 2), GAE over it, advantages whitened over all tokens of the step before any split into minibatches.
+    Consumes B completions with scores (B,), reference log-probs and values (R_i,) each. Produces an `Experience` of the
+    samples that were scored: reward_t = -kl_coefficient * k1_t, the score added at the last token (Ziegler et al. 2019,
+    equation 2; Ouyang et al. 2022, equation 2), GAE over it, advantages whitened over all tokens of the step before any
+    split into minibatches.
 
     Raises:
         NoScoredSamplesError: when every sample failed to be scored.
@@ -70,7 +72,9 @@ def build_experience(
     kept = np.flatnonzero(np.isfinite(reward.scores))
     if kept.size == 0:
         reasons = sorted({failure.reason for failure in reward.failures})
-        raise NoScoredSamplesError(f"none of {len(batch)} samples was scored: {'; '.join(reasons) or 'scores are not finite'}")
+        raise NoScoredSamplesError(
+            f"none of {len(batch)} samples was scored: {'; '.join(reasons) or 'scores are not finite'}"
+        )
     completions = [batch.completions[i] for i in kept]
     logprobs, mask = _pad([c.logprobs for c in completions])
     reference, _ = _pad([reference_logprobs[i] for i in kept])

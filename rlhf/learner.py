@@ -1,11 +1,10 @@
 """The learner role: policy and critic of PPO, their optimizers, and the update of one step.
 
-Owns epochs, minibatches, micro-batches by token budget, the PPO-ptx mix and the optimizer steps. It samples nothing, scores nothing and
-knows no Ray. Losses are normalised by the token count of their minibatch, so gradients do not depend on how samples fall into
-micro-batches.
+Owns epochs, minibatches, micro-batches by token budget, the PPO-ptx mix and the optimizer steps. It samples nothing,
+scores nothing and knows no Ray. Losses are normalised by the token count of their minibatch, so gradients do not depend
+on how samples fall into micro-batches.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.causal import CausalPolicy
-from policies.sequences import SequenceBatch, micro_batches, pad_sequences, pad_texts
+from policies.sequences import SequenceBatch, evaluate_in_micro_batches, micro_batches, pad_sequences, pad_texts
 from policies.value import ValueModel
 from rlhf.algorithms.language_model_losses import ptx_loss
 from rlhf.algorithms.policy_losses import clipped_policy_loss, truncated_importance_weights
@@ -25,7 +24,7 @@ from rlhf.config import AlgorithmConfig, OptimizerConfig, PpoConfig
 from rlhf.experience import Experience
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.runtime.training_state import TrainingState, load_optimizer_tensors, optimizer_tensors, with_owner
-from rlhf.text_stream import TextStream
+from rlhf.text_stream import TextStream, perplexity
 from rollout.types import PerToken, TokenIds
 
 Sums = dict[str, Tensor]
@@ -34,7 +33,9 @@ Sums = dict[str, Tensor]
 class Trained:
     """One model with its optimizer and schedule: the policy, or the critic."""
 
-    def __init__(self, name: str, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_steps: int) -> None:
+    def __init__(
+        self, name: str, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_steps: int
+    ) -> None:
         self.name = name
         self.parameters = parameters
         self._config = config
@@ -46,7 +47,8 @@ class Trained:
         """Clips and applies the accumulated gradients; returns (gradient norm before clipping, learning rate).
 
         Raises:
-            NonFiniteLossError: before any weight has changed, naming the model, and the first parameter with a bad gradient.
+            NonFiniteLossError: before any weight has changed, naming the model, and the first parameter with a bad
+                gradient.
         """
         try:
             result = optimizer_step(self._optimizer, self._config, self._schedule, step=self.steps_done, loss=loss)
@@ -88,17 +90,16 @@ class Learner:
         policy: Trainable policy.
         critic: Trainable value model; shares no trainable parameter with the policy.
         config: The run's configuration; `algorithm`, the optimizers, `micro_batch_tokens`, `steps` and `seed` are read.
-        pad_id: Token id that fills micro-batches.
         ptx: Pretraining text; required exactly when `algorithm.ptx` is set.
     """
 
     def __init__(
-        self, policy: CausalPolicy, critic: ValueModel, *, config: PpoConfig, pad_id: int, ptx: TextStream | None = None
+        self, policy: CausalPolicy, critic: ValueModel, *, config: PpoConfig, ptx: TextStream | None = None
     ) -> None:
         assert (ptx is None) == (config.algorithm.ptx is None), "a pretraining stream belongs to algorithm.ptx"
         self._policy, self._critic, self._ptx = policy, critic, ptx
         self._algorithm: AlgorithmConfig = config.algorithm
-        self._seed, self._budget, self._pad_id = config.seed, config.micro_batch_tokens, pad_id
+        self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
         updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
         self._policy_training = Trained("policy", policy.trainable(), config.optimizer, updates)
         self._critic_training = Trained("critic", critic.trainable(), config.critic.optimizer, updates)
@@ -108,7 +109,7 @@ class Learner:
         return self._without_gradient(self._critic.values, prompts, responses)
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
-        """Log-probs of the response tokens under the current policy, (R_i,) float32, nats at the sampling temperature."""
+        """Log-probs of the response tokens under the current policy, (R_i,) float32, nats."""
         return self._without_gradient(lambda batch: self._policy.logprobs(batch).logprobs, prompts, responses)
 
     def update(self, experience: Experience, *, step: int) -> dict[str, float]:
@@ -119,18 +120,16 @@ class Learner:
             step: Index of the PPO step; with the seed it decides the order of samples.
 
         Returns:
-            Metrics averaged over the minibatches (maxima where the name says so), and `policy/first_step_ratio_error`, the largest
-            |ratio - 1| before anything moved, which is 0 up to float error when sampler and learner agree.
+            Metrics averaged over the minibatches (maxima where the name says so), and `policy/first_step_ratio_error`,
+            the largest |ratio - 1| before anything moved, which is 0 up to float error when sampler and learner agree.
 
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those before that optimizer step.
         """
         proximal, weights = self._importance(experience)
-        history: list[dict[str, float]] = []
-        for epoch in range(self._algorithm.epochs):
-            order = np.random.default_rng([self._seed, step, epoch]).permutation(len(experience))
-            for minibatch in np.array_split(order, min(self._algorithm.minibatches, len(experience))):
-                history.append(self._minibatch(experience, minibatch.tolist(), proximal, weights))
+        history = [
+            self._minibatch(experience, rows, proximal, weights) for rows in self._minibatches(len(experience), step)
+        ]
         metrics = _average(history)
         del metrics["policy/ratio_error_max"]
         # The first minibatch is the only one whose ratios are taken before any weight of this step has moved.
@@ -140,22 +139,15 @@ class Learner:
         """The policy weights that rollout workers need: the adapter's, or all of them."""
         return self._policy.weights()
 
-    def perplexity(self, texts: Sequence[TokenIds]) -> float:
+    def perplexity(self, texts: Sequence[str]) -> float:
         """exp of the mean next-token loss over held-out text, at temperature 1: the alignment tax while training."""
-        nll, tokens = 0.0, 0
-        with torch.no_grad():
-            for group in micro_batches([len(text) for text in texts], self._budget):
-                batch = self._text_batch([texts[i] for i in group])
-                logprobs = self._policy.text_logprobs(batch)
-                nll -= logprobs.double().sum().item()
-                tokens += int(batch.response_mask.sum())
-        return math.exp(nll / tokens)
+        return perplexity(self._policy, texts, micro_batch_tokens=self._budget)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything of the learner that decides the next number: tensors, and plain values."""
         tensors = {
             **with_owner("policy", self._policy.weights()),
-            **with_owner("critic", self._critic.weights()),
+            **with_owner("critic", self._critic.state()),
             **with_owner("policy_optimizer", self._policy_training.optimizer_state()),
             **with_owner("critic_optimizer", self._critic_training.optimizer_state()),
         }
@@ -170,7 +162,7 @@ class Learner:
         """Continues from `state`; `state.values["learner"]` holds the plain values."""
         values = state.values["learner"]
         self._policy.load_weights(state.tensors_of("policy"))
-        self._critic.load_weights(state.tensors_of("critic"))
+        self._critic.load_state(state.tensors_of("critic"))
         self._policy_training.load_optimizer_state(state.tensors_of("policy_optimizer"), values["policy_updates"])
         self._critic_training.load_optimizer_state(state.tensors_of("critic_optimizer"), values["critic_updates"])
         if self._ptx is not None:
@@ -180,12 +172,14 @@ class Learner:
         self, compute: Callable[[SequenceBatch], Tensor], prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
     ) -> list[PerToken]:
         """`compute` maps a micro-batch to (M, R); its rows come back ragged, in the order of `responses`."""
-        results: list[PerToken] = [np.empty(0, np.float32)] * len(responses)
-        with torch.no_grad():
-            for indices, batch in self._micro_batches(prompts, responses):
-                for index, row in zip(indices, compute(batch).cpu().numpy(), strict=True):
-                    results[index] = row[: len(responses[index])].copy()
-        return results
+        return evaluate_in_micro_batches(
+            compute,
+            prompts,
+            responses,
+            token_budget=self._budget,
+            pad_id=self._backbone.pad_id,
+            device=self._backbone.device,
+        )
 
     def _importance(self, experience: Experience) -> tuple[Sequence[PerToken], Sequence[PerToken] | None]:
         """Log-probs at the centre of the clip, and the weights that correct the sampler's (see `policy_losses`)."""
@@ -195,6 +189,13 @@ class Learner:
         proximal = self.logprobs(experience.prompts, experience.responses)
         pairs = zip(proximal, experience.behavior_logprobs, strict=True)
         return proximal, [_token_weights(start, behavior, cap) for start, behavior in pairs]
+
+    def _minibatches(self, count: int, step: int) -> Iterator[list[int]]:
+        """Every epoch a fresh order, a function of seed, step and epoch alone."""
+        for epoch in range(self._algorithm.epochs):
+            order = np.random.default_rng([self._seed, step, epoch]).permutation(count)
+            for rows in np.array_split(order, min(self._algorithm.minibatches, count)):
+                yield rows.tolist()
 
     def _minibatch(
         self, experience: Experience, rows: list[int], proximal: Sequence[PerToken], weights: Sequence[PerToken] | None
@@ -261,7 +262,7 @@ class Learner:
             return {}
         before = self._policy_training.gradients()
         batch = self._text_batch(self._ptx.next(self._algorithm.ptx.sequences_per_minibatch))
-        loss, _ = ptx_loss(self._policy.text_logprobs(batch), batch.response_mask)
+        loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask)
         (self._algorithm.ptx.coefficient * loss).backward()
         after = self._policy_training.gradients()
         ptx_norm = torch.stack([(b - a).square().sum() for a, b in zip(before, after, strict=True)]).sum().sqrt()
@@ -269,7 +270,7 @@ class Learner:
         return {"loss/ptx": loss.item(), "policy/ptx_gradient_ratio": (ptx_norm / ppo_norm.clamp(min=1e-12)).item()}
 
     def _text_batch(self, texts: Sequence[TokenIds]) -> SequenceBatch:
-        return pad_texts(texts, pad_id=self._pad_id, device=self._policy.device)
+        return pad_texts(texts, pad_id=self._backbone.pad_id, device=self._backbone.device)
 
     def _micro_batches(
         self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
@@ -277,7 +278,10 @@ class Learner:
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         for indices in micro_batches(lengths, self._budget):
             batch = pad_sequences(
-                [prompts[i] for i in indices], [responses[i] for i in indices], pad_id=self._pad_id, device=self._policy.device
+                [prompts[i] for i in indices],
+                [responses[i] for i in indices],
+                pad_id=self._backbone.pad_id,
+                device=self._backbone.device,
             )
             yield indices, batch
 
@@ -286,7 +290,9 @@ def _columns(experience: Experience, proximal: Sequence[PerToken], rows: list[in
     def column(arrays: Sequence[PerToken]) -> Tensor:
         return _pad_like([arrays[i] for i in rows], batch)
 
-    return _Padded(batch, column(proximal), column(experience.advantages), column(experience.values), column(experience.returns))
+    return _Padded(
+        batch, column(proximal), column(experience.advantages), column(experience.values), column(experience.returns)
+    )
 
 
 def _pad_like(arrays: Sequence[NDArray[np.float32]], batch: SequenceBatch) -> Tensor:
@@ -298,7 +304,9 @@ def _pad_like(arrays: Sequence[NDArray[np.float32]], batch: SequenceBatch) -> Te
 
 def _token_weights(start: PerToken, behavior: PerToken, cap: float) -> PerToken:
     mask = torch.ones(1, len(start), dtype=torch.bool)
-    weights = truncated_importance_weights(torch.from_numpy(start)[None], torch.from_numpy(behavior)[None], mask, cap=cap)
+    weights = truncated_importance_weights(
+        torch.from_numpy(start)[None], torch.from_numpy(behavior)[None], mask, cap=cap
+    )
     return weights[0].numpy()
 
 

@@ -1,7 +1,7 @@
 """Environment variables of every process of a run: telemetry off, library noise down.
 
-They must be set before the libraries are imported, so the command line calls `prepare_environment` first, and whoever starts
-processes on other machines hands them `PROCESS_ENVIRONMENT`. What the user has set already stays.
+They must be set before the libraries are imported, so the command line calls `prepare_environment` first, and whoever
+starts processes on other machines hands them `PROCESS_ENVIRONMENT`. What the user has set already stays.
 """
 
 import os

@@ -1,51 +1,41 @@
-"""The four roles of PPO: what one process hosts, and the driver's view of all of them.
+"""The roles of PPO in one process: any subset of rollout, reward, reference and learner on ONE base model.
 
-`RoleHost` builds any subset of rollout, reward, reference and learner on ONE base model; it is a plain class that a test can build
-without Ray. `Roles` is what the driver calls; `open_roles` puts hosts where the placement says. Owns wiring only: what a role computes
+A plain class that a test can build without Ray; `rlhf.role_groups` places it. Owns wiring only: what a role computes
 stands in `rollout`, `reward`, `policies` and `rlhf.learner`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from reward.composite import build_reward
+from reward.worker import RewardWorker
 
 from policies.causal import CausalPolicy
-from policies.loading import Backbone, load_backbone
+from policies.checkpoint import save_model
+from policies.loading import REFERENCE_ADAPTER, load_backbone, prepare_policy
 from policies.reference import ReferencePolicy
 from policies.tokenization import load_tokenizer
-from policies.value import ValueModel
-from reward.composite import build_reward
-from reward.interface import RewardOutput, RewardRequest
 from rlhf.config import PpoConfig
 from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
 from rlhf.learner import Learner
-from rlhf.runtime.config import ColocatedPlacement, SplitPlacement
-from rlhf.runtime.placement import Resources
 from rlhf.runtime.training_state import TrainingState
-from rlhf.runtime.workers import LocalWorker, WorkerHandle, fan_out
 from rlhf.text_stream import TextStream
 from rollout.hf_engine import HfGenerator
-from rollout.types import Completion, PerToken, Prompt, RolloutBatch, TokenIds
-from rollout.weight_sync import CanaryMismatchError, WeightUpdate, pack
+from rollout.types import Completion, PerToken, Prompt, TokenIds
+from rollout.weight_sync import Ack, WeightUpdate, pack
 from rollout.worker import RolloutWorker
 
 RoleName = Literal["rollout", "reward", "reference", "learner"]
 ALL_ROLES: tuple[RoleName, ...] = ("rollout", "reward", "reference", "learner")
 
-_CANARIES = 2
-_CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Nats; above it, sampler and learner do not hold the same weights."""
-
 
 class RoleHost:
     """Some of the roles in one process, on one base model.
+
+    Its methods are the roles' methods; calling one of a role that was not built is a bug of the driver.
 
     Args:
         config: The run's configuration.
@@ -57,16 +47,108 @@ class RoleHost:
         if threads is not None:
             torch.set_num_threads(threads)
         self._config = config
-        policy = None if set(roles) == {"reward"} else load_policy(config)
+        backbone = load_backbone(config.model) if set(roles) - {"reward"} else None
         if "reward" in roles:
-            self._reward = build_reward(config.reward, policy_tokenizer=load_tokenizer(config.model), shared_backbone=policy and policy.backbone)
-        if policy is None:
+            tokenizer = backbone.tokenizer if backbone is not None else load_tokenizer(config.model)
+            self.score = RewardWorker(
+                build_reward(config.reward, policy_tokenizer=tokenizer, shared_backbone=backbone)
+            ).score
+        if backbone is None:
             return
+        self._backbone = backbone
+        self._adapter = prepare_policy(backbone, config.model.tuning, seed=config.seed)
         if "reference" in roles:
-            self._reference = build_reference(config, policy, trains_here="learner" in roles)
+            self._reference = self._build_reference(trains_here="learner" in roles)
         if "learner" in roles:
-            self._policy = policy
-            self._learner = build_learner(config, policy)
+            self._learner = self._build_learner()
         if "rollout" in roles:
-            engine = HfGenerator(policy.backbone, adapter=policy.adapter, sampling=config.rollout.sampling, engine=config.rollout.engine)
-            self._rollout = RolloutWorker(engine)
+            sampling, engine = config.rollout.sampling, config.rollout.engine
+            self._rollout = RolloutWorker(HfGenerator(backbone, self._adapter, sampling, engine))
+
+    def _build_reference(self, *, trains_here: bool) -> ReferencePolicy:
+        temperature = self._config.rollout.sampling.temperature
+        if trains_here:
+            return ReferencePolicy.at_start(self._backbone, self._config.model.tuning, temperature=temperature)
+        # Nothing in this process moves the backbone, so full tuning elsewhere needs no second copy here.
+        adapter = REFERENCE_ADAPTER if REFERENCE_ADAPTER in self._backbone.adapters.names else None
+        return ReferencePolicy(self._backbone, adapter=adapter, temperature=temperature)
+
+    def _build_learner(self) -> Learner:
+        config, ptx = self._config, None
+        if config.algorithm.ptx is not None and config.data.pretrain is not None:
+            rows = load_rows(config.data.pretrain, field="data.pretrain")
+            ptx = TextStream(
+                rows, self._backbone.tokenizer, sequence_tokens=config.algorithm.ptx.sequence_tokens, seed=config.seed
+            )
+        policy = CausalPolicy(self._backbone, adapter=self._adapter, temperature=config.rollout.sampling.temperature)
+        critic = build_critic(config, self._backbone, own_model=self._adapter is None)
+        return Learner(policy, critic, config=config, ptx=ptx)
+
+    # --- rollout
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Sequence[Prompt], response_indices: Sequence[int], *, seed: int, step: int, expected_version: int
+    ) -> list[Completion]:
+        """See `rollout.worker.RolloutWorker.generate`."""
+        return self._rollout.generate(
+            prompts, response_indices, seed=seed, step=step, expected_version=expected_version
+        )
+
+    def apply_update(self, update: WeightUpdate) -> Ack:
+        """See `rollout.worker.RolloutWorker.apply_update`."""
+        return self._rollout.apply_update(update)
+
+    def adopt_version(self, version: int) -> None:
+        """The learner in this process has moved the very weights that are sampled from: they are `version` now."""
+        self._rollout.adopt_version(version)
+
+    def canary(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        """Log-probs by the weights that rollout samples from; compared with the learner's after every sync."""
+        return self._rollout.canary(prompts, responses)
+
+    # --- reference
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def reference_logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        """(R_i,) log-probs of each response under the frozen reference, nats."""
+        return self._reference.logprobs(prompts, responses, self._config.micro_batch_tokens)
+
+    # --- learner
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        """See `Learner.values`."""
+        return self._learner.values(prompts, responses)
+
+    def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        """See `Learner.logprobs`."""
+        return self._learner.logprobs(prompts, responses)
+
+    def update(self, experience: Experience, *, step: int) -> dict[str, float]:
+        """See `Learner.update`."""
+        return self._learner.update(experience, step=step)
+
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """See `Learner.perplexity`."""
+        return self._learner.perplexity(texts)
+
+    def publish(self, version: int) -> WeightUpdate:
+        """The policy's weights as they stand, under their version and checksum."""
+        return pack(self._learner.publish(), version)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See `Learner.state`."""
+        return self._learner.state()
+
+    def load_state(self, state: TrainingState) -> None:
+        """See `Learner.load_state`."""
+        self._learner.load_state(state)
+
+    def save_model(self, folder: str) -> None:
+        """Writes the policy: an adapter folder, or a full model folder."""
+        metadata = {"stage": "ppo", "started_from": self._config.model.path}
+        if self._adapter is None:
+            save_model(folder, self._backbone.model, self._backbone.tokenizer, metadata)
+        else:
+            self._backbone.adapters.save(self._adapter, folder, tokenizer=self._backbone.tokenizer, metadata=metadata)

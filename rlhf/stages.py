@@ -1,6 +1,6 @@
 """The stages of the command line: what each is called, which config it reads and which function runs it.
 
-Targets are import strings, so that listing the stages loads nothing and running one loads only that one. Owns no behaviour.
+Targets are import strings, so that listing the stages loads nothing and running one loads only that one.
 """
 
 import difflib
@@ -30,7 +30,7 @@ class Stage:
     examples: tuple[str, ...]
     """What may follow `rlhf <name>`."""
     plan: str | None = None
-    """`module:function` that `--dry-run` calls as `plan(config) -> list of lines`; None where there is nothing to plan."""
+    """`module:function` that `--dry-run` calls as `plan(config) -> list of lines`; None where nothing is planned."""
     needs_config: bool = True
     """False where the defaults alone are a complete config."""
     is_resumable: bool = False

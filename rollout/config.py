@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from policies.config import StrictModel
 
@@ -15,9 +15,19 @@ class SamplingConfig(StrictModel):
     max_response_tokens: int = Field(default=64, ge=1)
     """Longest response, in tokens, the stop token included."""
     min_response_tokens: int = Field(default=0, ge=0)
-    """Stop tokens are not sampled before this many tokens."""
-    stop_token_ids: tuple[int, ...] | None = None
+    """Stop tokens are not sampled before this many tokens. Above 0, behavior log-probabilities are those of the
+    policy without stop tokens there, and importance ratios of these tokens start below 1."""
+    stop_token_ids: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Token ids that end a response; null means the tokenizer's end-of-sequence token."""
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> "SamplingConfig":
+        if self.min_response_tokens > self.max_response_tokens:
+            raise ValueError(
+                f"min_response_tokens={self.min_response_tokens} exceeds "
+                f"max_response_tokens={self.max_response_tokens}: lower it"
+            )
+        return self
 
 
 class HfEngineConfig(StrictModel):
@@ -27,6 +37,9 @@ class HfEngineConfig(StrictModel):
     """Tag of this variant."""
     batch_size_responses: int = Field(default=64, ge=1)
     """Responses decoded side by side; changes speed and memory, never the samples."""
+    merge_adapter: bool = True
+    """While decoding, the adapter is added into a copy of the weights it adapts: faster, for the memory of that copy.
+    Only float32 weights are merged, because others would lose precision."""
 
 
 EngineConfig = HfEngineConfig
@@ -47,5 +60,3 @@ class RolloutConfig(StrictModel):
     """Which engine decodes."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Longest wait for one rollout before the worker is declared hung."""
-
-

@@ -1,7 +1,8 @@
 """A key-value cache that is written in place, for transformers' `generate`.
 
-Owns one third-party quirk: `DynamicCache` copies all keys and values of a layer for every new token (`torch.cat`), and `StaticCache`
-attends over its unused tail and needs a 4-D mask. Remove this file when `DynamicCache` grows in place.
+Owns one third-party quirk: `DynamicCache` copies all keys and values of a layer for every new token (`torch.cat`),
+and `StaticCache` attends over its unused tail and needs a 4-D mask. Remove this file when `DynamicCache` grows in
+place.
 """
 
 import torch
@@ -11,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values of one attention layer in buffers of fixed capacity; what the model sees is a view of the filled part.
+    """Keys and values of one attention layer in buffers of fixed capacity; the model sees the filled part.
 
     Meant for decoding loops that only append; reordering rows, as beam search does, is not supported.
 
@@ -40,7 +41,7 @@ class PreallocatedLayer(DynamicLayer):
         """Writes (B, heads, new tokens, head size) behind what is there; returns views of everything so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.keys.shape[-2]
+        start = self.get_seq_length()
         end = start + key_states.shape[-2]
         assert end <= self.capacity_tokens, f"key-value cache of {self.capacity_tokens} tokens cannot take token {end}"
         self._key_buffer[:, :, start:end] = key_states
@@ -63,5 +64,7 @@ def preallocated_cache(config: PretrainedConfig, capacity_tokens: int) -> Dynami
         capacity_tokens: Longest sequence, prompt and response together.
     """
     cache = DynamicCache(config=config.get_text_config(decoder=True))
-    cache.layers = [PreallocatedLayer(capacity_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        PreallocatedLayer(capacity_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache

@@ -1,7 +1,8 @@
 """The random numbers of sampling, addressed by name instead of drawn from a stream.
 
-Owns the counter-based generator behind every sample and every shuffle of a rollout. A number depends on its key alone: not on batch
-size, order, worker count, engine or what was drawn before. It holds no state, so a resumed run needs none.
+Owns the counter-based generator behind every sample and every shuffle of a rollout. A number depends on its key
+alone: not on batch size, order, worker count, engine or what was drawn before. It holds no state, so a resumed run
+needs none.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The vocabulary of a rollout: prompts, completions and the batch that carries them between roles.
 
-Owns plain data only: ragged lists of 1-D numpy arrays that travel between processes unpadded. It holds no torch tensor and no
-padding; both exist only inside a micro-batch (`policies.sequences`).
+Owns plain data only: ragged lists of 1-D numpy arrays that travel between processes unpadded. It holds no torch
+tensor and no padding; both exist only inside a micro-batch (`policies.sequences`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ class Prompt:
         id: Stable identity within the data set; seeds the sampling noise together with seed, step and response index.
         text: What a person wrote, rendered (chat template applied), without special tokens added by the tokenizer.
         token_ids: (P,) ids the policy is conditioned on, beginning-of-sequence included where the tokenizer adds it.
-        fields: The other columns of the row, for reward functions (`answer`, ...).
+        fields: The other columns of the row that JSON can hold, for reward functions (`answer`, ...).
     """
 
     id: str
     text: str
     token_ids: TokenIds
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Completion:
 
     Attributes:
         prompt_id: `Prompt.id` it answers.
-        response_index: 0..G-1 among the responses of its prompt.
+        response_index: 0..G-1 among the responses of its prompt; counts on where a step holds the prompt more than
+            once.
         token_ids: (R,) response ids; the stop token that ended it is included.
         logprobs: (R,) behavior log-probabilities in nats, at the sampling temperature, of exactly `token_ids`.
         finish_reason: "stop" when a stop token was sampled, "length" when the token budget ended it.
@@ -71,7 +72,10 @@ class RolloutBatch:
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.completions):
-            raise ValueError(f"RolloutBatch: {len(self.prompts)} prompts for {len(self.completions)} completions; repeat each prompt per response")
+            raise ValueError(
+                f"RolloutBatch: {len(self.prompts)} prompts for {len(self.completions)} completions; repeat each "
+                "prompt per response"
+            )
 
     def __len__(self) -> int:
         return len(self.completions)

@@ -1,4 +1,4 @@
-"""Roles in Ray actors: the start of Ray, of a placement group and of its actors, and handles whose waits have a timeout that names the actor.
+"""Roles in Ray actors: start of Ray, of a placement group and its actors, and handles whose waits have a timeout.
 
 The roles themselves are plain classes (`rlhf.roles`); nothing here knows what they compute.
 """
@@ -14,7 +14,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.runtime.placement import Resources, refuse_impossible, total_resources
-from rlhf.runtime.workers import Future, WorkerError, WorkerHandle
+from rlhf.runtime.workers import WorkerError, WorkerTimeoutError
+from rollout.pool import PendingCall, WorkerHandle
+
 
 class _RayFuture:
     def __init__(self, name: str, method: str, reference: "ray.ObjectRef[Any]") -> None:
@@ -24,7 +26,9 @@ class _RayFuture:
         try:
             return ray.get(self._reference, timeout=timeout_seconds)
         except ray.exceptions.GetTimeoutError as error:
-            raise WorkerError(f"actor {self._name} did not finish {self._method} within {timeout_seconds:g} seconds") from error
+            raise WorkerTimeoutError(
+                f"actor {self._name} did not finish {self._method} within {timeout_seconds:g} seconds"
+            ) from error
         except ray.exceptions.RayTaskError as error:
             # What the role raised is what the caller must see: a ValueError there is a user's error here.
             raise error.cause from error
@@ -39,7 +43,7 @@ class RayWorker:
         self.name = name
         self._actor = actor
 
-    def call(self, method: str, *arguments: Any, **keywords: Any) -> Future:
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
         """Sends the call; arguments travel through Ray's object store."""
         return _RayFuture(self.name, method, self._actor.call.remote(method, arguments, keywords))
 
@@ -66,7 +70,12 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
     started = not ray.is_initialized()
     if started:
         try:
-            ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False, logging_level="warning")
+            ray.init(
+                address=address,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level="warning",
+            )
         except ConnectionError as error:
             raise WorkerError(f"placement.address: no Ray cluster answers at {address!r} ({error})") from error
     try:
@@ -78,7 +87,9 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
 
 
 @contextmanager
-def ray_workers(requests: Sequence[ActorRequest], offered: Resources, *, timeout_seconds: float) -> Iterator[list[WorkerHandle]]:
+def ray_workers(
+    requests: Sequence[ActorRequest], offered: Resources, *, timeout_seconds: float
+) -> Iterator[list[WorkerHandle]]:
     """Starts one actor a request in one placement group, and yields handles once all are built.
 
     Raises:

@@ -1,7 +1,9 @@
 """One readable line a step on the terminal: a few numbers per stage, in columns. Owns no numbers and no files."""
 
-from collections.abc import Mapping, Sequence
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -82,6 +84,41 @@ class ConsoleSink:
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Prints nothing: the stage has the last word."""
+
+
+class TerminalSink(Protocol):
+    """What shows a stage's numbers to whoever watches."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the numbers of one step."""
+        ...
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        """Takes sampled answers."""
+        ...
+
+    def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
+        """Takes the final numbers."""
+        ...
+
+
+SinkFactory = Callable[[str, int], TerminalSink]
+_FACTORY: ContextVar[SinkFactory] = ContextVar("console sink factory", default=ConsoleSink)
+
+
+@contextmanager
+def console_sinks_from(factory: SinkFactory) -> Iterator[None]:
+    """Inside the context, stages show their numbers through `factory(stage, total_steps)`: a chain of stages has one display."""
+    token = _FACTORY.set(factory)
+    try:
+        yield
+    finally:
+        _FACTORY.reset(token)
+
+
+def console_sink(stage: str, total_steps: int) -> TerminalSink:
+    """The sink that shows a stage: console lines, or what the surrounding display provides."""
+    return _FACTORY.get()(stage, total_steps)
 
 
 def _value_text(value: float | None) -> Text:

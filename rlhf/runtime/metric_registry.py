@@ -73,7 +73,7 @@ _DOCUMENTED = (
     Metric("policy/grad_norm", "1", "Global gradient norm before clipping."),
     Metric("policy/lr", "1", "Learning rate of the policy."),
     Metric("policy/ptx_gradient_ratio", "1", "Gradient norm of the weighted ptx loss over that of the policy loss."),
-    Metric("critic/explained_var", "1", "1 - Var(returns - values) / Var(returns); 0 is a constant's."),
+    Metric("critic/explained_var", "1", "1 - Var(returns - values) / Var(returns); 0 is no better than a constant."),
     Metric("critic/clipfrac", "share", "Share of tokens whose gradient the value clip removes."),
     Metric("critic/squared_error", "reward^2", "Mean squared distance of unclipped values from returns."),
     Metric("critic/value_mean", _REWARD, "Mean value over response tokens."),
@@ -183,8 +183,11 @@ def registry_order(key: str) -> tuple[int, int, str]:
     )
 
 
-def format_value(value: float) -> str:
-    """A number for people: about four significant digits, thousands separated, exponents only where needed."""
+def format_value(value: float, *, trim: bool = False) -> str:
+    """A number for people: about four significant digits, thousands separated, exponents only where needed.
+
+    With `trim` it ends without zeros after the decimal point; without, numbers of one size have one width.
+    """
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else "inf" if value > 0 else "-inf"
     magnitude = abs(value)
@@ -192,11 +195,16 @@ def format_value(value: float) -> str:
         return "0"
     if magnitude < 1e-3 or magnitude >= 1e7:
         mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        return f"{_trimmed(mantissa) if trim else mantissa}e{int(exponent)}"
     if float(value).is_integer() or magnitude >= 1e4:
         return f"{value:,.0f}"
     decimals = 3 - math.floor(math.log10(magnitude))
-    return f"{value:.{min(max(decimals, 0), 4)}f}"
+    text = f"{value:.{min(max(decimals, 0), 4)}f}"
+    return _trimmed(text) if trim else text
+
+
+def _trimmed(decimal: str) -> str:
+    return decimal.rstrip("0").rstrip(".") if "." in decimal else decimal
 
 
 def _with_hint(key: str) -> str:

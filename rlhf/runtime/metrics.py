@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import torch
 
 from rlhf.runtime.config import TrackingConfig
-from rlhf.runtime.console import ConsoleSink
+from rlhf.runtime.console import console_sink
 from rlhf.runtime.environment import describe_environment
 from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.metric_registry import require_documented
@@ -116,7 +116,7 @@ def open_metric_logger(
         ValueError: W&B should be online and there is no WANDB_API_KEY.
         TrackingError: `tracking.wandb=online` and W&B cannot be reached.
     """
-    sinks: list[MetricSink] = [JsonlSink(run_folder), ConsoleSink(stage, total_steps)]
+    sinks: list[MetricSink] = [JsonlSink(run_folder), console_sink(stage, total_steps)]
     mode = resolve_wandb_mode(tracking.wandb, os.environ)
     if mode != "off":
         must_be_online = tracking.wandb == "online"

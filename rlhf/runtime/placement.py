@@ -1,5 +1,4 @@
-"""What a placement asks for, what a machine or cluster offers, and the refusal of what can never fit. Needs no Ray.
-"""
+"""What a placement asks for, what a machine offers, and the refusal of what can never fit. Needs no Ray."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -29,7 +28,8 @@ def refuse_impossible(requested: Sequence[Resources], offered: Resources) -> Non
     share_cpus = offered.cpus / len(requested)
     share_gpus = offered.gpus / len(requested)
     raise ValueError(
-        f"placement: {len(requested)} actors ask for {total} in total, the cluster has {offered}; nearest layout that fits: "
+        f"placement: {len(requested)} actors ask for {total} in total, the cluster has {offered}; "
+        "nearest layout that fits: "
         f"cpus={share_cpus:.2g} gpus={share_gpus:.2g} for each actor, or placement.kind=colocated"
     )
 
@@ -48,5 +48,3 @@ def total_resources(resources: Iterable[Resources]) -> Resources:
     """The sum over actors."""
     resources = list(resources)
     return Resources(sum(r.cpus for r in resources), sum(r.gpus for r in resources))
-
-

@@ -1,10 +1,11 @@
 """Checkpoints of a training run: everything that decides the next number, written atomically, without pickle.
 
     checkpoints/step-00000050/state.safetensors   tensors: weights, optimizer moments
-    checkpoints/step-00000050/state.json          plain values: step, streams, controllers; and the checksum of the tensors
+    checkpoints/step-00000050/state.json          plain values: step, streams, controllers; and the checksum of the
+    tensors
 
-Owns the format, the atomic write (aside, synced, renamed), the fall-back to the previous checkpoint where the newest is damaged, and the
-flattening of optimizers. What belongs into the state is the trainer's business.
+Owns the format, the atomic write (aside, synced, renamed), the fall-back to the previous checkpoint where the newest is
+damaged, and the flattening of optimizers. What belongs into the state is the trainer's business.
 """
 
 import hashlib
@@ -69,7 +70,8 @@ def save_checkpoint(checkpoints: Path, state: TrainingState, *, keep_last: int) 
             _write_state(aside, state)
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint of step {state.step} could not be written to {checkpoints} ({error.strerror}); earlier checkpoints are intact"
+            f"checkpoint of step {state.step} could not be written to {checkpoints} ({error.strerror}); "
+            "earlier checkpoints are intact"
         ) from error
     for folder in _folders(checkpoints)[keep_last:]:
         shutil.rmtree(folder)
@@ -77,7 +79,7 @@ def save_checkpoint(checkpoints: Path, state: TrainingState, *, keep_last: int) 
 
 
 def load_latest_checkpoint(checkpoints: Path) -> TrainingState | None:
-    """The newest intact checkpoint; a damaged one is reported and the previous one taken. None where none was ever written.
+    """The newest intact checkpoint, or None where none was ever written; a damaged one is reported and passed over.
 
     Raises:
         CheckpointError: if checkpoints exist and none of them is intact.
@@ -93,7 +95,9 @@ def load_latest_checkpoint(checkpoints: Path) -> TrainingState | None:
     return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, Tensor]:
     """Moments and step counts of an optimizer as `<parameter name>/<state key>` -> tensor."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_parameters:
@@ -103,7 +107,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named_parameters: Iterab
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Inverse of `optimizer_tensors`; learning rates are set by the schedule and are no part of it."""
     parameters = dict(named_parameters)
@@ -120,7 +126,9 @@ def load_optimizer_tensors(
 def _write_state(folder: Path, state: TrainingState) -> None:
     tensors_path = folder / "state.safetensors"
     # A shared storage (tied weights) would be refused by safetensors; the copy is also what detaches from live weights.
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}, tensors_path)
+    save_file(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}, tensors_path
+    )
     document = {"step": state.step, "tensors_sha256": _sha256(tensors_path), "values": state.values}
     (folder / "state.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
@@ -143,4 +151,3 @@ def _folders(checkpoints: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

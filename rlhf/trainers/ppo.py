@@ -1,7 +1,7 @@
 """PPO and PPO-ptx: the driver's loop over rollout, reward, reference and learner.
 
-Owns the order of things, and what is logged and saved. The roles compute (`rlhf.roles`), wherever their placement puts them; the formulas
-stand in `rlhf.algorithms`.
+Owns the order of things, and what is logged and saved. The roles compute (`rlhf.roles`), wherever their placement puts
+them; the formulas stand in `rlhf.algorithms`.
 """
 
 import time
@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+from rlhf.text_stream import require_texts
+from rlhf.training_page import generic_training_page
 
 from policies.tokenization import decode, load_tokenizer
 from reward.interface import RewardOutput, RewardRequest
@@ -19,14 +21,13 @@ from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
 from rlhf.data import load_rows
 from rlhf.experience import build_experience
 from rlhf.optimization import NonFiniteLossError
-from rlhf.report import write_training_report
-from rlhf.roles import Roles, open_roles
+from rlhf.report import write_report
+from rlhf.role_groups import RoleGroups, open_roles
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint, save_checkpoint
-from rlhf.text_stream import encode_texts
 from rollout.prompts import PromptStream, prompts_from_rows
-from rollout.types import PerToken, Prompt, RolloutBatch, TokenIds
+from rollout.types import PerToken, Prompt, RolloutBatch
 
 Metrics = dict[str, float]
 
@@ -56,9 +57,9 @@ def run(config: PpoConfig, *, resume: bool) -> None:
         if checkpoint is not None:
             trainer.restore(checkpoint)
         summary = trainer.train()
-        roles.learner.call("save_model", str(folder.path / "model")).result(roles.timeout_seconds)
+        roles.learn("save_model", str(folder.path / "model"))
         logger.close(summary)
-        write_training_report(folder.path)
+        write_report(folder.path, generic_training_page(folder.path, "PPO"))
 
 
 class PpoInputs:
@@ -68,7 +69,7 @@ class PpoInputs:
         tokenizer: The policy's.
         prompts: Training prompts.
         sample_prompts: The fixed held-out prompts whose answers are followed through training.
-        held_out_texts: Token ids of pretraining text for the alignment tax; empty without `data.pretrain_eval`.
+        held_out_texts: Pretraining text for the alignment tax; empty without `data.pretrain_eval`.
         skipped: Bad rows that `on_bad_row=skip` left out, one line each.
     """
 
@@ -79,10 +80,12 @@ class PpoInputs:
         self.sample_prompts: Sequence[Prompt] = []
         if config.data.eval is not None and config.sample_prompts:
             self.sample_prompts = self._prompts(config, config.data.eval, "data.eval").prompts[: config.sample_prompts]
-        self.held_out_texts: list[TokenIds] = []
+        self.held_out_texts: list[str] = []
         if config.data.pretrain_eval is not None:
             rows = load_rows(config.data.pretrain_eval, field="data.pretrain_eval")
-            self.held_out_texts = encode_texts(rows, self.tokenizer, source="data.pretrain_eval")
+            source = f"data.pretrain_eval={config.data.pretrain_eval}"
+            self.held_out_texts, bad = require_texts(rows, source=source, on_bad_row=config.data.on_bad_row)
+            self.skipped = [*self.skipped, *bad]
 
     def _prompts(self, config: PpoConfig, source: str, field: str) -> Any:
         return prompts_from_rows(
@@ -99,7 +102,7 @@ class PpoTrainer:
     """The state between steps: prompt stream, KL controller, counters; `step()` is the algorithm."""
 
     def __init__(
-        self, config: PpoConfig, inputs: PpoInputs, roles: Roles, folder: RunFolder, logger: MetricLogger
+        self, config: PpoConfig, inputs: PpoInputs, roles: RoleGroups, folder: RunFolder, logger: MetricLogger
     ) -> None:
         self._config, self._inputs, self._roles, self._folder, self._logger = config, inputs, roles, folder, logger
         self._stream = PromptStream(inputs.prompts, seed=config.seed)
@@ -112,13 +115,15 @@ class PpoTrainer:
 
     def train(self) -> dict[str, Any]:
         """Steps to the end; returns the summary."""
+        self._roles.sync(self._version)
         if self._steps_done == 0:
             self._show_samples()
         while self._steps_done < self._config.steps:
             try:
                 metrics = self.step()
             except NonFiniteLossError:
-                # The weights are those before the bad optimizer step; where they stand is worth more than where they stood.
+                # The weights are those before the bad optimizer step; where they stand is worth more than where they
+                # stood.
                 self._save()
                 raise
             self._steps_done += 1
@@ -145,8 +150,7 @@ class PpoTrainer:
                 kl_coefficient=self._kl.coefficient,
             )
         with self._timed("update"):
-            update = self._roles.learner.call("update", experience, step=self._steps_done)
-            metrics |= update.result(self._roles.timeout_seconds)
+            metrics |= self._roles.learn("update", experience, step=self._steps_done)
         metrics["objective/kl_coef"] = self._kl.coefficient
         self._kl.update(metrics["objective/kl"], len(experience))
         with self._timed("sync"):
@@ -155,21 +159,26 @@ class PpoTrainer:
         return metrics | _component_means(reward) | self._rollout_metrics(batch)
 
     def restore(self, state: TrainingState) -> None:
-        """Continues from a checkpoint: learner, streams, controller and counters; then every worker gets the weights."""
-        self._roles.learner.call("load_state", state).result(self._roles.timeout_seconds)
+        """Continues from a checkpoint: learner, streams, controller and counters.
+
+        `train` gives the weights to every worker.
+        """
+        self._roles.learn("load_state", state)
         driver = state.values["driver"]
         self._stream.load_state_dict(driver["prompts"])
         self._kl.load_state_dict(driver["kl"])
         self._episodes, self._tokens, self._version = driver["episodes"], driver["tokens"], driver["version"]
         self._steps_done = state.step
-        self._roles.sync(self._version, canaries=None)
 
     def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
-        """Scores, reference log-probs and values; asked for together, so that they overlap where placement allows it."""
+        """Scores, reference log-probs and values.
+
+        Asked for together, so that they overlap where placement allows it.
+        """
         prompts = [prompt.token_ids for prompt in batch.prompts]
         responses = [completion.token_ids for completion in batch.completions]
-        scores = self._roles.start_scores(self._requests(batch))
-        reference = self._roles.start_reference_logprobs(prompts, responses)
+        scores = self._roles.ask_scores(self._requests(batch))
+        reference = self._roles.ask_reference_logprobs(prompts, responses)
         values = self._roles.learner.call("values", prompts, responses)
         return scores(), reference(), values.result(self._roles.timeout_seconds)
 
@@ -213,12 +222,11 @@ class PpoTrainer:
                 self._inputs.sample_prompts, 1, seed=self._config.seed, step=_SAMPLE_NOISE_STEP, version=self._version
             )
             requests = self._requests(batch)
-            reward = self._roles.start_scores(requests)()
+            reward = self._roles.ask_scores(requests)()
             self._logger.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
             metrics["eval/score"] = float(np.nanmean(reward.scores))
         if self._inputs.held_out_texts:
-            perplexity = self._roles.learner.call("perplexity", self._inputs.held_out_texts)
-            metrics["eval/pretrain_perplexity"] = perplexity.result(self._roles.timeout_seconds)
+            metrics["eval/pretrain_perplexity"] = self._roles.learn("perplexity", self._inputs.held_out_texts)
         return metrics
 
     def _rollout_metrics(self, batch: RolloutBatch) -> Metrics:
@@ -239,7 +247,7 @@ class PpoTrainer:
         return self._config.rollout.prompts_per_step * self._config.rollout.responses_per_prompt
 
     def _save(self) -> None:
-        tensors, values = self._roles.learner.call("state").result(self._roles.timeout_seconds)
+        tensors, values = self._roles.learn("state")
         driver = {
             "prompts": self._stream.state_dict(),
             "kl": self._kl.state_dict(),
@@ -251,7 +259,10 @@ class PpoTrainer:
         save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
 
     def _summary(self) -> dict[str, Any]:
-        """First and last steps beside each other: the mean score at the start and at the end, in the start's standard deviations."""
+        """First and last steps beside each other.
+
+        The mean score at the start and at the end, in the start's standard deviations.
+        """
         rows = self._folder.read_metrics()
         window = max(1, min(10, len(rows) // 4))
         first, last = rows[0], rows[-1]
@@ -292,9 +303,7 @@ def _component_means(reward: RewardOutput) -> Metrics:
     return {f"reward/{name}": float(np.nanmean(scores)) for name, scores in reward.components.items()}
 
 
-def _sample_rows(
-    requests: Sequence[RewardRequest], batch: RolloutBatch, reward: RewardOutput
-) -> list[dict[str, Any]]:
+def _sample_rows(requests: Sequence[RewardRequest], batch: RolloutBatch, reward: RewardOutput) -> list[dict[str, Any]]:
     return [
         {
             "prompt_id": completion.prompt_id,

@@ -161,7 +161,7 @@ def test_micro_batches_add_up_to_the_minibatch_in_loss_gradient_and_metrics(spli
 @pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30])
 def test_padding_reaches_neither_loss_nor_gradient_nor_metrics(junk: float):
     batch = _random_batch()
-    dirty = {name: torch.where(MASK, tensor, junk) for name, tensor in batch.items()}
+    dirty: dict[str, Any] = {name: torch.where(MASK, tensor, junk) for name, tensor in batch.items()}
     results = []
     for tensors in (batch, dirty):
         tensors["logprobs"].requires_grad_()
@@ -181,7 +181,7 @@ def test_an_empty_micro_batch_contributes_nothing_and_a_whole_empty_batch_is_ref
 
 
 def test_advantages_and_behavior_log_probs_are_constants():
-    batch = {name: tensor.requires_grad_() for name, tensor in _random_batch().items()}
+    batch: dict[str, Any] = {name: tensor.requires_grad_() for name, tensor in _random_batch().items()}
     clipped_policy_loss(**batch, mask=MASK)[0].backward()
     assert [name for name, tensor in batch.items() if tensor.grad is not None] == ["logprobs"]
 

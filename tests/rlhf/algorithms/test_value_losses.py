@@ -89,7 +89,7 @@ def test_micro_batches_add_up_to_the_minibatch_in_loss_gradient_and_metrics(spli
 @pytest.mark.parametrize("junk", [math.nan, math.inf])
 def test_padding_reaches_neither_loss_nor_gradient(junk: float):
     batch = _random_batch()
-    dirty = {name: torch.where(MASK, tensor, junk) for name, tensor in batch.items()}
+    dirty: dict[str, Any] = {name: torch.where(MASK, tensor, junk) for name, tensor in batch.items()}
     results = []
     for tensors in (batch, dirty):
         tensors["values"].requires_grad_()
@@ -99,7 +99,7 @@ def test_padding_reaches_neither_loss_nor_gradient(junk: float):
 
 
 def test_targets_are_constants():
-    batch = {name: tensor.requires_grad_() for name, tensor in _random_batch().items()}
+    batch: dict[str, Any] = {name: tensor.requires_grad_() for name, tensor in _random_batch().items()}
     clipped_value_loss(**batch, mask=MASK)[0].backward()
     assert [name for name, tensor in batch.items() if tensor.grad is not None] == ["values"]
 

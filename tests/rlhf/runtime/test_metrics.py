@@ -3,7 +3,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def test_all_tensors_of_a_step_take_one_transfer(monkeypatch: pytest.MonkeyPatch
 
 def test_an_undocumented_key_is_an_error_and_nothing_is_logged() -> None:
     sink = RecordingSink()
-    with pytest.raises(ValueError, match="undocumented metric 'loss/polcy' .*'loss/policy'"):
+    with pytest.raises(ValueError, match=r"undocumented metric 'loss/polcy' .*'loss/policy'"):
         MetricLogger([sink]).log(1, {"loss/value": 1.0, "loss/polcy": 2.0})
     assert sink.steps == []
 
@@ -123,18 +122,15 @@ def test_an_impossible_mode_is_refused_with_the_remedy() -> None:
         resolve_wandb_mode("auto", {"WANDB_MODE": "sideways"})
 
 
-def records_of(run_folder: RunFolder, deadline_seconds: float = 30.0) -> list[dict]:
-    """The records of the newest W&B run of a folder; the last ones reach the disk shortly after it was closed."""
+def records_of(run_folder: RunFolder) -> list[dict]:
+    """The records of the newest W&B run of a folder; waits for the last ones, which follow shortly after the close."""
     newest = max((run_folder.path / "wandb").glob("offline-run-*"))
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(newest)]
-    end = time.monotonic() + deadline_seconds
-    while True:
-        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        records = [json.loads(line) for line in output.splitlines()]
-        if records and records[-1]["type"] == "exit":
-            return records
-        assert time.monotonic() < end, f"no exit record among {len(records)} of {newest}"
-        time.sleep(0.1)
+    options = ["--json", "--follow", "--idle-timeout", "30s"]
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, str(newest)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    records = [json.loads(line) for line in output.splitlines()]
+    assert records[-1]["type"] == "exit"
+    return records
 
 
 def wandb_variables() -> dict[str, str]:
@@ -168,7 +164,10 @@ def test_an_offline_wandb_run_holds_config_metrics_and_samples_and_is_continued(
     assert update["environment"]["versions"]["torch"].startswith("2.")
     assert (run["project"], run["display_name"], run["tags"]) == ("tests", "first", ["ppo", "tiny"])
     rows = [entry["item"] for entry in items(records, "history")]
-    assert [(row["progress/step"], row["objective/kl"]) for row in rows if "objective/kl" in row] == [(1, 0.5), (2, 1.0)]
+    assert [(row["progress/step"], row["objective/kl"]) for row in rows if "objective/kl" in row] == [
+        (1, 0.5),
+        (2, 1.0),
+    ]
     assert any(entry.get("step_metric") == "progress/step" for entry in items(records, "metric"))
     tables = [row for row in rows if "samples.path" in row]
     assert [table["samples._type"] for table in tables] == ["incremental-table-file"] * 2
@@ -194,6 +193,7 @@ def test_wandb_out_of_reach_is_an_error_when_online_is_wanted_and_offline_when_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A key of the wrong length is refused without a network.
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
     with RunFolder.create(tmp_path, CONFIG) as folder:
         with pytest.raises(TrackingError, match=r"W&B: .*; check WANDB_API_KEY .*tracking\.wandb=offline"):
@@ -210,6 +210,8 @@ def test_sample_fields_may_not_change_midway(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, CONFIG) as folder:
         sink = WandbSink(folder, TrackingConfig(), CONFIG, "ppo", "offline")
         sink.log_samples(1, [])
-        with pytest.raises(ValueError, match=r"sample fields are \['response'\], the table has \['prompt', 'response'\]"):
+        with pytest.raises(
+            ValueError, match=r"sample fields are \['response'\], the table has \['prompt', 'response'\]"
+        ):
             sink.log_samples(1, [{"prompt": "p", "response": "r"}, {"response": "r"}])
         sink.close({}, failed=False)

@@ -20,7 +20,9 @@ from rlhf.runtime.training_state import (
 
 
 def _state(step: int) -> TrainingState:
-    return TrainingState(step, with_owner("policy", {"w": torch.full((2, 3), float(step))}), {"stream": {"epoch": step, "seed": 2**60}})
+    return TrainingState(
+        step, with_owner("policy", {"w": torch.full((2, 3), float(step))}), {"stream": {"epoch": step, "seed": 2**60}}
+    )
 
 
 def test_the_newest_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
@@ -40,7 +42,9 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-def test_a_truncated_checkpoint_is_reported_and_the_previous_one_used(tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_checkpoint_is_reported_and_the_previous_one_used(
+    tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, _state(step), keep_last=2)
     damaged = tmp_path / "step-00000002" / file
@@ -93,7 +97,9 @@ def test_an_optimizer_continues_bitwise_from_its_tensors() -> None:
     train(first, first_optimizer, 2)
     resumed, resumed_optimizer = problem()
     resumed.load_state_dict(first.state_dict())
-    load_optimizer_tensors(resumed_optimizer, resumed.named_parameters(), optimizer_tensors(first_optimizer, first.named_parameters()))
+    load_optimizer_tensors(
+        resumed_optimizer, resumed.named_parameters(), optimizer_tensors(first_optimizer, first.named_parameters())
+    )
     train(resumed, resumed_optimizer, 3)
     assert torch.equal(straight.weight, resumed.weight)
     assert torch.equal(straight.bias, resumed.bias)

@@ -1,0 +1,69 @@
+"""The trainable policy: a backbone, which part of it trains, and a sampling temperature.
+
+Owns nothing but their combination; losses are the learner's, sampling is the rollout's.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from policies.loading import Backbone
+from policies.logprobs import TokenLogprobs, chunk_tokens_for, token_logprobs
+from policies.sequences import SequenceBatch
+
+
+class CausalPolicy:
+    """pi(token | context) = softmax(logits / temperature)."""
+
+    def __init__(self, backbone: Backbone, *, adapter: str | None, temperature: float) -> None:
+        """A policy on a backbone.
+
+        Args:
+            backbone: model and adapters.
+            adapter: the adapter that is the policy; None means the base weights.
+            temperature: of sampling; log-probabilities are taken at it.
+        """
+        self.backbone = backbone
+        self.adapter = adapter
+        self.temperature = temperature
+
+    def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
+        """(M, R) log-probabilities of the response tokens, nats, with gradients where they are enabled."""
+        return self._logprobs(batch, self.temperature, with_entropy=with_entropy)
+
+    def text_nll(self, batch: SequenceBatch) -> Tensor:
+        """(M, R) negative log-likelihood of text (`policies.sequences.pad_texts`) at temperature 1; 0 at padding."""
+        return -self._logprobs(batch, 1.0, with_entropy=False).logprobs
+
+    def trainable(self) -> list[tuple[str, Parameter]]:
+        """What trains, with gradients let in: the adapter's parameters, or all of the model's."""
+        return self.backbone.trainable(self.adapter)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What training changes, by names that do not depend on the adapter's own; shares memory with the model."""
+        return self.backbone.weights(self.adapter)
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites what `weights` returned.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
+        self.backbone.load_weights(self.adapter, tensors)
+
+    def _logprobs(self, batch: SequenceBatch, temperature: float, *, with_entropy: bool) -> TokenLogprobs:
+        with self.backbone.adapters.use(self.adapter):
+            return token_logprobs(
+                self.backbone.response_states(batch),
+                batch,
+                self._output_layer,
+                temperature=temperature,
+                with_entropy=with_entropy,
+                chunk_tokens=chunk_tokens_for(self.backbone.vocabulary_size),
+            )
+
+    def _output_layer(self, states: Tensor) -> Tensor:
+        # Switched on here, too: chunks of it are recomputed during `backward`, after `_logprobs` has left its block.
+        with self.backbone.adapters.use(self.adapter):
+            return self.backbone.output_layer(states)

@@ -1,0 +1,330 @@
+"""Backbone = model + tokenizer + adapters: the single way to load a causal language model.
+
+Owns devices, precision, the split of a model into body and output layer (checked once against the model's own
+logits), and what of it trains. It does not shift, mask or sample.
+"""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from policies.adapters import AdapterSet, base_fingerprint, base_parameters, copy_exactly
+from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
+from policies.logprobs import response_states
+from policies.sequences import SequenceBatch
+from policies.sources import resolve_source, unreachable
+from policies.tokenization import load_tokenizer
+
+POLICY_ADAPTER = "policy"
+REFERENCE_ADAPTER = "reference"
+
+_PROBE_TOKENS = 8
+
+logger = logging.getLogger(__name__)
+
+
+class Backbone:
+    """One causal language model in memory, with its tokenizer and its adapters.
+
+    Dropout is off for good (the model stays in eval mode) and nothing requires a gradient until `trainable` says so.
+
+    Attributes:
+        model: the transformers model; adapter layers hang inside it.
+        tokenizer: its tokenizer.
+        adapters: adapters on the model; all off outside `adapters.use`.
+        device: where the model lives.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Wraps a model that is already on its device.
+
+        Raises:
+            ValueError: if body and output layer do not reproduce the model's logits, or the vocabulary is too small.
+        """
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.tokenizer = tokenizer
+        self.adapters = AdapterSet(model)
+        self.device = model.device
+        self._body = model.base_model
+        accepted = inspect.signature(self._body.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._logit_factor, self._logit_cap = _logit_scaling(model.config)
+        _require_vocabulary(model, tokenizer)
+        self._require_same_logits()
+
+    @property
+    def hidden_size(self) -> int:
+        """D, width of the hidden states."""
+        return cast(int, self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, number of logits."""
+        return cast(Tensor, self._output_embeddings().weight).shape[0]
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence, prompt and response, in tokens."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit or min(self.tokenizer.model_max_length, 2**31 - 1))
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding token."""
+        return cast(int, self.tokenizer.pad_token_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the base weights as they are now (`policies.adapters.base_fingerprint`); reads all of them."""
+        return base_fingerprint(self.model)
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states of the body, without logits.
+
+        Args:
+            input_ids: (M, T).
+            attention_mask: (M, T), True at real tokens; None for right-padded rows, where causal attention alone
+                keeps the padding away from every real token and the fastest attention kernels apply.
+            position_ids: (M, T), needed for left-padded rows; None counts from 0.
+
+        Returns:
+            (M, T, D) in the precision of the model; arbitrary at padding.
+        """
+        positions = {"position_ids": position_ids} if self._takes_positions and position_ids is not None else {}
+        return self._body(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions
+        ).last_hidden_state
+
+    def response_states(self, batch: SequenceBatch) -> Tensor:
+        """(M, R, D) hidden states that predict each response token of a right-padded batch."""
+        return response_states(self.hidden_states(batch.input_ids, None, batch.position_ids), batch)
+
+    def output_layer(self, states: Tensor) -> Tensor:
+        """(..., D) hidden states -> (..., V) logits, with the scaling and soft cap that the architecture applies."""
+        logits = self._output_embeddings()(states)
+        if self._logit_factor != 1.0:
+            logits = logits * self._logit_factor
+        if self._logit_cap is not None:
+            logits = torch.tanh(logits / self._logit_cap) * self._logit_cap
+        return logits
+
+    def trainable(self, adapter: str | None, *, body_only: bool = False) -> list[tuple[str, Parameter]]:
+        """Lets gradients into one adapter, or into the model itself, and returns what trains.
+
+        Args:
+            adapter: name of the adapter; None trains the base weights.
+            body_only: leaves an output layer with weights of its own frozen (a critic has no use for it).
+
+        Raises:
+            ValueError: if the base is to train beside adapters (it would change under them) or in less than float32
+                (small updates would round away).
+        """
+        if adapter is not None:
+            return self.adapters.trainable(adapter)
+        if self.adapters.names:
+            raise ValueError(
+                f"model.tuning.kind=full: the model carries the adapters {list(self.adapters.names)}, which a changing "
+                "base would break; set model.tuning.kind=lora, or export (merge) the adapter first"
+            )
+        if self.model.dtype != torch.float32:
+            raise ValueError(
+                f"model.dtype={self.model.dtype} cannot train in full; use float32, or model.tuning.kind=lora"
+            )
+        parameters = self._base_parameters(body_only=body_only)
+        for _, parameter in parameters:
+            parameter.requires_grad = True
+        return parameters
+
+    def weights(self, adapter: str | None, *, body_only: bool = False) -> dict[str, Tensor]:
+        """Tensors of one adapter, or of the model itself; they share memory with the model."""
+        if adapter is not None:
+            return self.adapters.state(adapter)
+        return {name: parameter.detach() for name, parameter in self._base_parameters(body_only=body_only)}
+
+    @torch.no_grad()
+    def load_weights(self, adapter: str | None, tensors: Mapping[str, Tensor], *, body_only: bool = False) -> None:
+        """Overwrites what `weights` returned.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
+        if adapter is not None:
+            self.adapters.load_state(adapter, tensors)
+        else:
+            copy_exactly(dict(self._base_parameters(body_only=body_only)), tensors, what="model weights")
+
+    def _output_embeddings(self) -> nn.Module:
+        # Asked for each time, because an adapter may have wrapped it.
+        return cast(nn.Module, self.model.get_output_embeddings())
+
+    def _base_parameters(self, *, body_only: bool) -> list[tuple[str, Parameter]]:
+        return list(base_parameters(self._body if body_only else self.model))
+
+    @torch.no_grad()
+    def _require_same_logits(self) -> None:
+        ids = (torch.arange(_PROBE_TOKENS, device=self.device) % self.vocabulary_size).unsqueeze(0)
+        expected = self.model(input_ids=ids, use_cache=False).logits.float()
+        received = self.output_layer(
+            self.hidden_states(ids, None, torch.arange(_PROBE_TOKENS, device=self.device)[None])
+        ).float()
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 2e-2
+        if not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
+            raise ValueError(
+                f"model.path={self.model.name_or_path!r}: body and output layer of {type(self.model).__name__} differ "
+                f"from its logits by {float((received - expected).abs().max()):.2g}; this architecture is not supported"
+            )
+
+
+def load_backbone(config: ModelConfig, *, device: torch.device | str | None = None) -> Backbone:
+    """Loads model, tokenizer and, where `path` holds an adapter, that adapter on its base.
+
+    An adapter is loaded twice: as "policy", and as a frozen copy "reference" that later training leaves alone.
+
+    Args:
+        config: which model, in which precision.
+        device: overrides `config.device`, for actors that are told where to live.
+
+    Raises:
+        ValueError: if the model, its tokenizer or an adapter's base is missing or does not fit.
+    """
+    source = resolve_source(config.path)
+    model = _load_model(source.base, config)
+    _move(model, resolve_device(config.device) if device is None else device)
+    backbone = Backbone(model, load_tokenizer(config))
+    if source.adapter is not None:
+        backbone.adapters.load(POLICY_ADAPTER, source.adapter)
+        backbone.adapters.copy(POLICY_ADAPTER, REFERENCE_ADAPTER)
+    return backbone
+
+
+def random_backbone(
+    architecture: ArchitectureConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """A Llama-style decoder (Touvron et al. 2023) with random weights, the same on every device for the same seed.
+
+    Raises:
+        ValueError: if the heads do not divide the hidden size into even parts, or the key-value heads do not divide
+            the heads.
+    """
+    config = _llama_config(architecture, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    _move(model, device)
+    return Backbone(model, tokenizer)
+
+
+def prepare_policy(backbone: Backbone, tuning: FullTuning | LoraTuning, *, seed: int) -> str | None:
+    """The adapter that trains as the policy, added if there is none yet; None where the model itself trains.
+
+    Raises:
+        ValueError: if the model itself is to train although it came with an adapter.
+    """
+    if POLICY_ADAPTER in backbone.adapters.names:
+        if isinstance(tuning, FullTuning):
+            raise ValueError(
+                "model.tuning.kind=full: model.path holds an adapter, and full tuning would leave it out; set "
+                "model.tuning.kind=lora to go on training it, or `rlhf export` it first"
+            )
+        logger.info("training continues the adapter of model.path; its rank and alpha stay")
+        return POLICY_ADAPTER
+    if isinstance(tuning, FullTuning):
+        return None
+    backbone.adapters.add(POLICY_ADAPTER, tuning, seed=seed)
+    return POLICY_ADAPTER
+
+
+def policy_adapter(backbone: Backbone) -> str | None:
+    """The adapter that a loaded model answers with: "policy" if `path` held one, else None."""
+    return POLICY_ADAPTER if POLICY_ADAPTER in backbone.adapters.names else None
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device a config means; "auto" is the GPU that the process sees, else the CPU.
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("model.device=cuda: this process sees no GPU; set model.device=cpu, or give the actor a GPU")
+    return torch.device("cuda" if device != "cpu" and available else "cpu")
+
+
+def _load_model(path: str, config: ModelConfig) -> PreTrainedModel:
+    try:
+        settings = _without_dropout(AutoConfig.from_pretrained(path))
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=settings, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise unreachable(path, error) from error
+
+
+def _move(model: nn.Module, device: torch.device | str) -> None:
+    model.to(device)
+
+
+def _without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Sets every dropout rate to 0, because a trainer may put the model into train mode; ratios need a fixed policy."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and name.endswith(("dropout", "pdrop")):
+            setattr(config, name, 0.0)
+    return config
+
+
+def _logit_scaling(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """Factor and soft cap that architectures put behind their output layer (Granite, Cohere; Gemma 2 and later)."""
+    text = config.get_text_config()
+    factor = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
+    return float(factor), getattr(text, "final_logit_softcapping", None)
+
+
+def _require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = cast(Tensor, model.get_input_embeddings().weight).shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"model.path={model.name_or_path!r}: the tokenizer has {len(tokenizer)} tokens but the model only {rows}; "
+            "use the tokenizer that belongs to the model"
+        )
+
+
+def _llama_config(architecture: ArchitectureConfig, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    hidden, heads = architecture.hidden_size, architecture.heads
+    key_value_heads = architecture.key_value_heads or heads
+    if hidden % (2 * heads):
+        raise ValueError(f"architecture.heads={heads} must divide hidden_size={hidden} into heads of even width")
+    if heads % key_value_heads:
+        raise ValueError(f"architecture.key_value_heads={key_value_heads} must divide heads={heads}")
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=architecture.intermediate_size or -(-8 * hidden // 96) * 32,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=architecture.context_tokens,
+        tie_word_embeddings=architecture.tie_embeddings,
+        bos_token_id=cast(int | None, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
+    )

@@ -1,0 +1,84 @@
+"""The critic: the expected score of a response, at each of its tokens.
+
+Owns the combination of a backbone (an adapter on a shared base, or a model of its own) with a scalar head. Returns,
+advantages and losses are computed elsewhere.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from policies.adapters import copy_exactly
+from policies.loading import Backbone
+from policies.scalar_head import ScalarHead
+from policies.sequences import SequenceBatch
+
+_HEAD = "head."
+
+
+class ValueModel:
+    """V_t = w . h_t + b, where h_t has seen everything before response token t."""
+
+    def __init__(self, backbone: Backbone, *, adapter: str | None, head: ScalarHead) -> None:
+        """A critic from its parts.
+
+        Args:
+            backbone: model and adapters; shared with the policy only if `adapter` is given.
+            adapter: the critic's adapter; None means the backbone's own weights.
+            head: moved to the backbone's device.
+        """
+        self.backbone = backbone
+        self.adapter = adapter
+        self.head = head.to(backbone.device)
+
+    @classmethod
+    def from_reward_adapter(
+        cls, backbone: Backbone, *, source: str, adapter: str, head: ScalarHead, mean: float, std: float
+    ) -> "ValueModel":
+        """A critic that starts from a reward model on the same base, so its first values are normalised scores.
+
+        Args:
+            backbone: carries the reward model's adapter.
+            source: name of that adapter; it is copied, not shared.
+            adapter: name of the critic's new adapter.
+            head: the reward model's head.
+            mean: mean of the raw scores that normalisation maps to 0.
+            std: standard deviation that it maps to 1.
+
+        Raises:
+            ValueError: if `source` is unknown, `adapter` is taken or std is not positive.
+        """
+        normalized = head.normalized(mean=mean, std=std)
+        backbone.adapters.copy(source, adapter)
+        return cls(backbone, adapter=adapter, head=normalized)
+
+    def values(self, batch: SequenceBatch) -> Tensor:
+        """(M, R) float32, reward units; 0 at padding; with gradients where they are enabled."""
+        with self.backbone.adapters.use(self.adapter):
+            states = self.backbone.response_states(batch)
+        return self.head(states).masked_fill(~batch.response_mask, 0.0)
+
+    def trainable(self) -> list[tuple[str, Parameter]]:
+        """What trains, with gradients let in: adapter (or body) and head."""
+        body = self.backbone.trainable(self.adapter, body_only=True)
+        self.head.requires_grad_(requires_grad=True)
+        return body + [(_HEAD + name, parameter) for name, parameter in self.head.named_parameters()]
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors of adapter (or body) and head; they share memory with the model."""
+        body = self.backbone.weights(self.adapter, body_only=True)
+        return body | {_HEAD + name: parameter.detach() for name, parameter in self.head.named_parameters()}
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites what `state` returned.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
+        head = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
+        body = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
+        copy_exactly(dict(self.head.named_parameters()), head, what="value head")
+        self.backbone.load_weights(self.adapter, body, body_only=True)

@@ -1,0 +1,251 @@
+"""`rlhf eval`: two models answer the same held-out prompts, judges score both, and what alignment cost is measured.
+
+Owns sampling for evaluation, the win rate with its interval, the KL to the baseline and the perplexity on held-out
+text. Judges are the reward sources of `reward`; it trains nothing.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from reward.composite import build_reward
+
+from policies.causal import CausalPolicy
+from policies.config import ModelConfig
+from policies.loading import load_backbone, policy_adapter
+from policies.tokenization import decode
+from reward.interface import RewardFn, RewardOutput, RewardRequest
+from rlhf.config import EvalConfig
+from rlhf.data import load_rows
+from rlhf.report import write_report
+from rlhf.runtime.metrics import open_metric_logger
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.text_stream import perplexity, require_texts
+from rlhf.training_page import generic_training_page
+from rollout.config import HfEngineConfig, SamplingConfig
+from rollout.generation import repeat_prompts
+from rollout.hf_engine import HfGenerator
+from rollout.prompts import prompts_from_rows
+from rollout.types import Prompt, RolloutBatch
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """Share of prompts on which the candidate scores higher, ties one half, with its 95 % bootstrap interval."""
+
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model said to the prompts, and what the judges thought of it.
+
+    Attributes:
+        batch: Prompts and completions; the completions carry the model's own log-probs.
+        texts: Decoded responses.
+        reward: Scores (B,), components by judge.
+        perplexity: On held-out text; None without any.
+    """
+
+    batch: RolloutBatch
+    texts: Sequence[str]
+    reward: RewardOutput
+    perplexity: float | None
+
+
+def win_rate(
+    candidate: NDArray[np.floating[Any]], baseline: NDArray[np.floating[Any]], *, resamples: int, seed: int
+) -> WinRate:
+    """Mean over prompts of 1 (candidate higher), 0.5 (equal) or 0; percentile bootstrap over prompts.
+
+    Args:
+        candidate: (B,) scores of the candidate's answers.
+        baseline: (B,) scores of the baseline's answers to the same prompts. A prompt that either side lost (NaN) is
+            left out.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: if no prompt was scored on both sides.
+    """
+    both = np.isfinite(candidate) & np.isfinite(baseline)
+    if not both.any():
+        raise ValueError("reward: no prompt was scored for both models; a win rate needs at least one")
+    outcomes = np.where(candidate == baseline, 0.5, (candidate > baseline).astype(float))[both]
+    draws = np.random.default_rng(seed).integers(0, len(outcomes), size=(resamples, len(outcomes)))
+    low, high = np.quantile(outcomes[draws].mean(axis=1), [0.025, 0.975])
+    return WinRate(float(outcomes.mean()), float(low), float(high))
+
+
+class Evaluator:
+    """The fixed side of a comparison: prompts, judges, held-out text and sampling noise, the same for every model.
+
+    Args:
+        prompts: What is asked.
+        judge: Scores the answers.
+        sampling: How models answer.
+        texts: Held-out text for perplexity; may be empty.
+        seed: Seed of the sampling noise, common to all models.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], judge: RewardFn, *, sampling: SamplingConfig, texts: Sequence[str], seed: int
+    ) -> None:
+        self._prompts, self._judge, self._sampling, self._texts = prompts, judge, sampling, texts
+        self._seed = seed
+
+    def answer(self, model: ModelConfig) -> Answers:
+        """Loads `model`, lets it answer every prompt once, scores the answers and measures perplexity."""
+        backbone = load_backbone(model)
+        adapter = policy_adapter(backbone)
+        repeated, indices = repeat_prompts(self._prompts, 1)
+        generator = HfGenerator(backbone, adapter, self._sampling, HfEngineConfig())
+        batch = RolloutBatch(repeated, generator.generate(repeated, indices, seed=self._seed, step=0))
+        texts = [decode(completion.token_ids, backbone.tokenizer) for completion in batch.completions]
+        reward = self._judge(_requests(batch, texts))
+        policy = CausalPolicy(backbone, adapter=adapter, temperature=1.0)
+        return Answers(batch, texts, reward, perplexity(policy, self._texts) if self._texts else None)
+
+    def kl(self, answers: Answers, baseline: ModelConfig) -> float:
+        """KL from the model that gave `answers` to `baseline`, nats per sequence.
+
+        Mean over answers of the summed k1 estimate.
+        """
+        backbone = load_backbone(baseline)
+        generator = HfGenerator(backbone, policy_adapter(backbone), self._sampling, HfEngineConfig())
+        completions = answers.batch.completions
+        reference = generator.logprobs(
+            [prompt.token_ids for prompt in answers.batch.prompts], [completion.token_ids for completion in completions]
+        )
+        gaps = [(c.logprobs - r).sum() for c, r in zip(completions, reference, strict=True)]
+        return float(np.mean(gaps))
+
+
+def run(config: EvalConfig, *, resume: bool) -> None:
+    """Runs `rlhf eval`: summary.json, samples.jsonl and report.html in run_dir.
+
+    Raises:
+        ValueError: what the user can fix.
+    """
+    resolved = config.model_dump(mode="json")
+    start = time.perf_counter()
+    open_folder = RunFolder.resume if resume else RunFolder.create
+    with (
+        open_folder(config.run_dir, resolved) as folder,
+        open_metric_logger(folder, config.tracking, resolved, stage="eval", total_steps=1) as logger,
+    ):
+        folder.truncate_after(-1)
+        evaluator, facts = build_evaluator(config)
+        candidate, baseline = evaluator.answer(config.model), evaluator.answer(config.baseline)
+        kl = evaluator.kl(candidate, config.baseline)
+        summary = _summary(config, candidate, baseline, kl) | facts | {"seconds": time.perf_counter() - start}
+        logger.log(0, _metrics(summary))
+        logger.log_samples(0, _sample_rows(candidate, baseline))
+        logger.close(summary)
+        write_report(folder.path, generic_training_page(folder.path, "Evaluation"))
+
+
+def build_evaluator(config: EvalConfig) -> tuple[Evaluator, dict[str, Any]]:
+    """The evaluator that `config` describes, and facts about its data for the summary."""
+    tokenizer = load_backbone(config.model).tokenizer
+    found = prompts_from_rows(
+        load_rows(config.data.eval, field="data.eval"),
+        tokenizer,
+        max_prompt_tokens=config.max_prompt_tokens,
+        source=f"data.eval={config.data.eval}",
+        on_bad_row=config.data.on_bad_row,
+        chat_template=config.model.chat_template,
+    )
+    prompts = found.prompts[: config.prompts]
+    texts: list[str] = []
+    if config.data.pretrain_eval is not None:
+        rows = load_rows(config.data.pretrain_eval, field="data.pretrain_eval")
+        texts, _ = require_texts(rows, source="data.pretrain_eval", on_bad_row=config.data.on_bad_row)
+    judge = build_reward(config.reward, policy_tokenizer=tokenizer, shared_backbone=None)
+    evaluator = Evaluator(prompts, judge, sampling=config.sampling, texts=texts, seed=config.seed)
+    facts: dict[str, Any] = {"prompts": len(prompts), "skipped_rows": len(found.skipped)}
+    if config.data.train is not None:
+        trained_on = {str(row.get("prompt")) for row in load_rows(config.data.train, field="data.train")}
+        facts["prompts_seen_in_training"] = sum(prompt.text in trained_on for prompt in prompts)
+    return evaluator, facts
+
+
+def _requests(batch: RolloutBatch, texts: Sequence[str]) -> list[RewardRequest]:
+    return [
+        RewardRequest(prompt.text, text, prompt.token_ids, completion.token_ids, prompt.fields)
+        for prompt, completion, text in zip(batch.prompts, batch.completions, texts, strict=True)
+    ]
+
+
+def _describe(answers: Answers) -> dict[str, Any]:
+    lengths = [len(completion.token_ids) for completion in answers.batch.completions]
+    return {
+        "score": float(np.nanmean(answers.reward.scores)),
+        "score_std": float(np.nanstd(answers.reward.scores)),
+        "components": {name: float(np.nanmean(scores)) for name, scores in answers.reward.components.items()},
+        "unscored": len(answers.reward.failures),
+        "response_length_mean": float(np.mean(lengths)),
+        "eos_rate": float(np.mean([not completion.is_truncated for completion in answers.batch.completions])),
+        "pretrain_ppl": answers.perplexity,
+    }
+
+
+def _summary(config: EvalConfig, candidate: Answers, baseline: Answers, kl: float) -> dict[str, Any]:
+    def versus(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:
+        result = win_rate(mine, theirs, resamples=config.bootstrap_resamples, seed=config.seed)
+        return {"win_rate": result.rate, "win_rate_low": result.low, "win_rate_high": result.high}
+
+    judges = {
+        name: versus(scores, baseline.reward.components[name]) for name, scores in candidate.reward.components.items()
+    }
+    return {
+        "candidate": _describe(candidate),
+        "baseline": _describe(baseline),
+        **versus(candidate.reward.scores, baseline.reward.scores),
+        "judges": judges,
+        "kl": kl,
+    }
+
+
+def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    metrics = {
+        "eval/win_rate": summary["win_rate"],
+        "eval/win_rate_low": summary["win_rate_low"],
+        "eval/win_rate_high": summary["win_rate_high"],
+        "eval/kl": summary["kl"],
+    }
+    for side in ("candidate", "baseline"):
+        metrics[f"eval/{side}/score"] = summary[side]["score"]
+        metrics[f"eval/{side}/response_length_mean"] = summary[side]["response_length_mean"]
+        if summary[side]["pretrain_ppl"] is not None:
+            metrics[f"eval/{side}/pretrain_perplexity"] = summary[side]["pretrain_ppl"]
+    return metrics
+
+
+def _sample_rows(candidate: Answers, baseline: Answers) -> list[dict[str, Any]]:
+    columns = zip(
+        candidate.batch.prompts,
+        candidate.texts,
+        candidate.reward.scores,
+        baseline.texts,
+        baseline.reward.scores,
+        strict=True,
+    )
+    return [
+        {
+            "prompt_id": prompt.id,
+            "prompt": prompt.text,
+            "response": mine,
+            "score": float(mine_score),
+            "baseline_response": theirs,
+            "baseline_score": float(theirs_score),
+        }
+        for prompt, mine, mine_score, theirs, theirs_score in columns
+    ]

@@ -1,0 +1,141 @@
+"""`rlhf quickstart`: the whole road on the embedded world, with a progress display and a table at the end.
+
+Owns the order of the stages, their timing and what is done on a second start. Each stage is the same function that
+`rlhf <stage>` runs; its numbers are in `recipe`, the final measurements in `outcome`, the page in `page`.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf.config import QuickstartConfig
+from rlhf.quickstart import recipe
+from rlhf.quickstart.comparisons import write_comparisons, write_rows
+from rlhf.quickstart.outcome import Outcomes, measure_outcomes, summary_of
+from rlhf.quickstart.page import COLUMNS, TITLES, outcome_rows, quickstart_page
+from rlhf.quickstart.progress import StageProgress
+from rlhf.quickstart.recipe import Layout
+from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows
+from rlhf.report import write_report
+from rlhf.runtime.cluster import ray_cluster
+from rlhf.runtime.json_lines import write_atomically
+from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.trainers import ppo, pretrain, reward, sft
+
+DEFAULT_FOLDER = Path("runs/quickstart")
+HELD_OUT_ROWS = 200
+
+
+def run(config: QuickstartConfig, *, resume: bool) -> None:
+    """Runs the chain; `resume` continues the newest default folder, or `run_dir`, with the stage that was interrupted.
+
+    Raises:
+        ValueError: `run_dir` holds a run already and `resume` is off, or there is nothing to resume.
+    """
+    root = Path(config.run_dir) if config.run_dir is not None else default_folder(resume=resume)
+    resolved = config.model_dump(mode="json") | {"run_dir": str(root)}
+    console = Console(highlight=False)
+    open_folder = RunFolder.resume if resume else RunFolder.create
+    with open_folder(root, resolved) as folder:
+        console.print(f"rlhf quickstart in {root}")
+        outcomes, summary = Chain(config, Layout(root)).run()
+        folder.write_summary(summary)
+        page = write_report(root, quickstart_page(Layout(root), outcomes, summary))
+    show(console, outcomes, page)
+
+
+def default_folder(*, resume: bool) -> Path:
+    """The newest of runs/quickstart, runs/quickstart-2, ... to resume, or the first that holds no run."""
+    newest, number = None, 1
+    while True:
+        candidate = DEFAULT_FOLDER if number == 1 else DEFAULT_FOLDER.with_name(f"{DEFAULT_FOLDER.name}-{number}")
+        if not RunFiles(candidate).holds_run():
+            return newest if resume and newest is not None else candidate
+        newest, number = candidate, number + 1
+
+
+class Chain:
+    """The stages in order; one that has ended is not run again."""
+
+    def __init__(self, config: QuickstartConfig, layout: Layout) -> None:
+        self._config, self._layout = config, layout
+        self._times_path = layout.root / "stage_seconds.json"
+        self._seconds: dict[str, float] = json.loads(self._times_path.read_text()) if self._times_path.exists() else {}
+
+    def run(self) -> tuple[Outcomes, dict[str, Any]]:
+        """Runs what has not run yet; returns the outcomes and the summary."""
+        config, layout = self._config, self._layout
+        with StageProgress(("data", "pretrain", "sft", "rankings", "reward", "ppo", "ppo_ptx", "eval")) as progress:
+            self._progress = progress
+            self._do("data", self._write_data)
+            self._do("pretrain", self._trained("pretrain", pretrain.run, recipe.pretrain_config(config, layout)))
+            self._do("sft", self._trained("sft", sft.run, recipe.sft_config(config, layout)))
+            self._do("rankings", self._write_rankings)
+            self._do("reward", self._trained("reward", reward.run, recipe.reward_config(config, layout)))
+            # One cluster for both runs: starting Ray costs seconds.
+            with ray_cluster(None):
+                for name in ("ppo", "ppo_ptx"):
+                    stage = recipe.ppo_config(config, layout, name, mix_pretraining=name == "ppo_ptx")
+                    self._do(name, self._trained(name, ppo.run, stage))
+            outcomes = self._measure()
+        return outcomes, summary_of(outcomes, self._seconds)
+
+    def _do(self, name: str, stage: Callable[[], None]) -> None:
+        if name in self._seconds:
+            self._progress.skip(name, self._seconds[name])
+            return
+        start = time.perf_counter()
+        with self._progress.stage(name):
+            stage()
+        self._seconds[name] = round(time.perf_counter() - start, 2)
+        write_atomically(self._times_path, json.dumps(self._seconds, indent=2) + "\n")
+
+    def _trained(self, name: str, run_stage: Callable[..., None], config: Any) -> Callable[[], None]:
+        """Starts the stage, or continues it where its folder holds an interrupted run."""
+        return lambda: run_stage(config, resume=RunFiles(self._layout.stage(name)).holds_run())
+
+    def _write_data(self) -> None:
+        seed, layout = self._config.seed, self._layout
+        write_rows(layout.data("stories"), pretrain_rows(self._config.stories, seed))
+        write_rows(layout.data("stories-eval"), pretrain_rows(2 * HELD_OUT_ROWS, seed, split="eval"))
+        write_rows(layout.data("demonstrations"), demonstration_rows(self._config.demonstrations, seed))
+        write_rows(layout.data("demonstrations-eval"), demonstration_rows(HELD_OUT_ROWS, seed, split="eval"))
+        write_rows(layout.data("prompts"), prompt_rows(2000, seed))
+        write_rows(layout.data("prompts-eval"), prompt_rows(HELD_OUT_ROWS, seed, split="eval"))
+
+    def _write_rankings(self) -> None:
+        config = self._config
+        write_comparisons(self._layout, comparisons=config.comparisons, held_out=HELD_OUT_ROWS, seed=config.seed)
+
+    def _measure(self) -> Outcomes:
+        # Measured again on every start: the table needs the answers, and they are not kept.
+        start = time.perf_counter()
+        with self._progress.stage("eval"):
+            outcomes = measure_outcomes(self._layout, prompts=self._config.eval_prompts, seed=self._config.seed)
+        self._seconds["eval"] = round(time.perf_counter() - start, 2)
+        return outcomes
+
+
+def show(console: Console, outcomes: Outcomes, page: Path) -> None:
+    """Prints the table, three answers before and after, and where the report lies."""
+    table = Table(*COLUMNS, title="Held-out questions, before and after", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in outcome_rows(outcomes):
+        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row))
+    console.print()
+    console.print(table)
+    before, after = outcomes.policies[0], outcomes.policies[-1]
+    for index in outcomes.shown:
+        console.print(f"\n{outcomes.prompts[index]}", markup=False, style="dim")
+        for policy in (before, after):
+            console.print(
+                f"  {TITLES[policy.name]:<8} gold {policy.gold[index]:+.2f} {policy.answers[index].rstrip()}",
+                markup=False,
+            )
+    console.print(f"\nreport: {page}")

@@ -1,0 +1,204 @@
+"""Plain text -> token sequences: an endless packed stream for training, and whole documents for perplexity.
+
+A document is `<bos> text <eos>` (whichever of the two the tokenizer has in front). Owns packing, the order of documents and the
+position in it, which a checkpoint can save. It takes no optimizer step: pretraining and PPO-ptx do that with what `next` returns.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from policies.causal import CausalPolicy
+from policies.sequences import micro_batches, pad_texts
+from policies.tokenization import encode_prompt
+
+TokenIds = NDArray[np.int32]
+Row = Mapping[str, Any]
+
+
+class TextStream:
+    """Endless sequences of exactly `sequence_tokens` tokens, packed from documents in an order that depends on the seed alone.
+
+    Each epoch is a fresh permutation of the documents, laid end to end and cut into sequences. A document that a cut divides starts
+    the next sequence again from its beginning, so a sequence begins in the middle of a document only where the document is longer
+    than a sequence. Example with sequences of 4 tokens and the documents abc, de, f: [abcd] [defa].
+
+    Args:
+        rows: Documents, in the column `text`.
+        tokenizer: Of the model that reads the sequences.
+        sequence_tokens: T, length of each sequence.
+        seed: Decides the order.
+        source: Where the rows come from, for errors.
+
+    Raises:
+        ValueError: If a row has no text.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sequence_tokens: int,
+        seed: int,
+        source: str = "data.pretrain",
+    ) -> None:
+        documents = encode_texts(rows, tokenizer, source=source)
+        if tokenizer.bos_token_id == tokenizer.eos_token_id:
+            # Models that end a document with the token that begins the next one saw one such token between two documents, not two.
+            documents = [document[:-1] if document[0] == document[-1] else document for document in documents]
+        self._documents = documents
+        self._sequence_tokens = sequence_tokens
+        self._seed = seed
+        self._epoch = 0
+        self._position = 0
+        self._tokens, self._starts = self._lay_out(epoch=0)
+
+    @property
+    def epoch_progress(self) -> float:
+        """Passes over the documents so far, e.g. 1.5."""
+        return self._epoch + self._position / len(self._starts)
+
+    def next(self, count: int) -> list[TokenIds]:
+        """The next `count` sequences, (T,) each; read-only views."""
+        return [self._next_sequence() for _ in range(count)]
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position in it, and the size of the corpus by which `load_state_dict` knows it again."""
+        return {"epoch": self._epoch, "position": self._position, "corpus_tokens": self._corpus_tokens}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: If the documents or the tokenizer are not those of the saved state.
+        """
+        if state["corpus_tokens"] != self._corpus_tokens:
+            raise ValueError(
+                f"the text holds {self._corpus_tokens} tokens but the checkpoint was made with {state['corpus_tokens']}; --resume needs "
+                "the same rows and tokenizer: restore them, or start in another run_dir"
+            )
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._tokens, self._starts = self._lay_out(self._epoch)
+
+    @property
+    def _corpus_tokens(self) -> int:
+        return sum(len(document) for document in self._documents)
+
+    def _next_sequence(self) -> TokenIds:
+        if self._position == len(self._starts):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._tokens, self._starts = self._lay_out(self._epoch)
+        start = self._starts[self._position]
+        self._position += 1
+        return self._tokens[start : start + self._sequence_tokens]
+
+    def _lay_out(self, epoch: int) -> tuple[TokenIds, list[int]]:
+        """The epoch's tokens, its first ones repeated behind to fill the last sequence, and where each sequence starts."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
+        tokens = np.concatenate([self._documents[index] for index in order])
+        boundaries = np.cumsum([0, *(len(self._documents[index]) for index in order)])
+        starts = sequence_starts(boundaries, self._sequence_tokens)
+        laid_out = np.resize(tokens, len(tokens) + self._sequence_tokens)
+        laid_out.flags.writeable = False
+        return laid_out, starts
+
+
+def sequence_starts(boundaries: NDArray[np.integer[Any]], sequence_tokens: int) -> list[int]:
+    """Where sequences start in documents laid end to end (see `TextStream`).
+
+    Args:
+        boundaries: Start of each document in ascending order, and the end of the last.
+        sequence_tokens: T.
+    """
+    starts = [0]
+    while (end := starts[-1] + sequence_tokens) < boundaries[-1]:
+        document = int(boundaries[np.searchsorted(boundaries, end, side="right") - 1])
+        starts.append(document if document > starts[-1] else end)
+    return starts
+
+
+def require_texts(rows: Iterable[Row], *, source: str, on_bad_row: Literal["error", "skip"] = "error") -> tuple[list[str], list[str]]:
+    """The column `text` of every row, and one line for each row that `on_bad_row="skip"` left out.
+
+    Raises:
+        ValueError: If a row has no text and `on_bad_row` is "error", or no row is left.
+    """
+    texts: list[str] = []
+    skipped: list[str] = []
+    for number, row in enumerate(rows):
+        text = row.get("text")
+        if isinstance(text, str) and text:
+            texts.append(text)
+            continue
+        problem = f"{source}: row {number}: text is {text!r}; a text of at least one character is needed"
+        if on_bad_row == "error":
+            raise ValueError(f"{problem}: correct the row, or set data.on_bad_row=skip")
+        skipped.append(problem)
+    if not texts:
+        raise ValueError(f"{source}: no row has a text; give rows with the field `text`")
+    return texts, skipped
+
+
+def encode_texts(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, max_tokens: int | None = None
+) -> list[TokenIds]:
+    """Rows with `text` as documents of token ids, end-of-sequence included.
+
+    Args:
+        rows: Rows with the column `text`.
+        tokenizer: Of the model that reads the ids.
+        source: Where the rows come from, for errors.
+        max_tokens: A longer document is cut into pieces of at most this many tokens. A piece begins with the last token of the one
+            before it, so that every token but the document's first is predicted exactly once.
+
+    Raises:
+        ValueError: If a row has no text.
+    """
+    texts, _ = require_texts(rows, source=source)
+    bodies = cast(list[list[int]], tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    front = _tokens_in_front(texts[0], bodies[0], tokenizer)
+    documents = [np.array([*front, *body, tokenizer.eos_token_id], dtype=np.int32) for body in bodies]
+    return documents if max_tokens is None else [piece for document in documents for piece in _pieces(document, max_tokens)]
+
+
+def perplexity(policy: CausalPolicy, texts: Sequence[str], *, micro_batch_tokens: int = 8192) -> float:
+    """exp(mean negative log-likelihood per token) over documents, each read by itself, its end-of-sequence token included.
+
+    Args:
+        policy: Model and adapter to measure, at temperature 1.
+        texts: At least one document; one that exceeds the context is read in pieces.
+        micro_batch_tokens: Padded tokens of one forward pass; changes memory and speed only.
+    """
+    documents = encode_texts(
+        ({"text": text} for text in texts), policy.backbone.tokenizer, source="texts", max_tokens=policy.backbone.context_tokens
+    )
+    return math.exp(mean_nll(policy, documents, micro_batch_tokens=micro_batch_tokens))
+
+
+@torch.no_grad()
+def mean_nll(policy: CausalPolicy, documents: Sequence[TokenIds], *, micro_batch_tokens: int) -> float:
+    """Mean negative log-likelihood, nats per token, of every token of the documents but the first of each."""
+    backbone = policy.backbone
+    total, count = 0.0, 0
+    for group in micro_batches([len(document) for document in documents], micro_batch_tokens):
+        batch = pad_texts([documents[index] for index in group], pad_id=backbone.pad_id, device=backbone.device)
+        total += policy.text_nll(batch).double().sum().item()
+        count += int(batch.response_mask.sum())
+    return total / count
+
+
+def _tokens_in_front(text: str, body: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Special tokens that the tokenizer puts in front of a prompt; a document gets the same."""
+    prompt = encode_prompt(text, tokenizer).tolist()
+    return prompt[: len(prompt) - len(body)]
+
+
+def _pieces(document: TokenIds, max_tokens: int) -> list[TokenIds]:
+    stride = max_tokens - 1
+    return [document[start : start + max_tokens] for start in range(0, max(len(document) - 1, 1), stride)]

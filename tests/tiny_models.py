@@ -1,0 +1,77 @@
+"""Tiny random models and a tiny tokenizer, built from configs and never downloaded. Heavy imports: see `fixtures_models`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+from policies.config import ArchitectureConfig
+from policies.loading import random_backbone
+from policies.tokenization import train_tokenizer
+
+_CORPUS = (
+    "the small cat sat on the warm mat and looked at the rain",
+    "a dog ran over the green hill to find the red ball",
+    "user: where is the bird? assistant: the bird is in the tree.",
+    "once there was a girl who liked to sing, and she sang all day.",
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of 300 tokens: pad 0, bos 1, eos 2."""
+    return train_tokenizer(_CORPUS, vocabulary_size=300)
+
+
+def write_llama(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A random Llama: hidden 32, 2 layers, 4 heads, 2 key-value heads, context 64, tied embeddings, float32."""
+    architecture = ArchitectureConfig(hidden_size=32, layers=2, heads=4, key_value_heads=2, context_tokens=64)
+    backbone = random_backbone(architecture, tokenizer, seed=0)
+    spread(backbone.model)
+    backbone.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_model(architecture: str, vocabulary: int) -> PreTrainedModel:
+    """A fresh random model of one architecture, the same each time."""
+    model = AutoModelForCausalLM.from_config(_config(architecture, vocabulary), dtype=torch.float32)
+    spread(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def spread(model: PreTrainedModel) -> None:
+    """Adds seeded noise to every weight: the default initialisation is so small that mistakes do not show."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+
+
+def _config(architecture: str, vocabulary: int) -> PreTrainedConfig:
+    ids = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape = ids | {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    grouped = shape | {"num_key_value_heads": 2, "head_dim": 8}
+    configs: dict[str, Callable[[], PreTrainedConfig]] = {
+        "llama": lambda: LlamaConfig(**grouped),
+        "gpt2": lambda: GPT2Config(**ids, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        "qwen3": lambda: Qwen3Config(**grouped, tie_word_embeddings=True),
+        "gpt_neox": lambda: GPTNeoXConfig(**shape),
+        "gemma2": lambda: Gemma2Config(**grouped, sliding_window=8, final_logit_softcapping=3.0),
+    }
+    return configs[architecture]()
