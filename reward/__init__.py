@@ -3,12 +3,14 @@
 interface         the contract: RewardRequest in, RewardOutput out, failures as data
 composite         the sources of a run -> one RewardFn: weighted sum, components by name
 rules, functions  verifiable rules; Python functions `module:function`
-model             the learned reward model on any sequence-classification backbone, to train and to score with
+model             the learned reward model, to train and to score with
+classifiers       sequence-classification backbones of transformers: loading, a new head, LoRA
 shared_model      the same reward model as adapter and head on the policy's own base; what a critic starts from
 scoring           requests -> token ids -> normalised scores of a learned model
 encoding          one prompt and response -> the ids a reward model reads
 normalization     mean 0 and standard deviation 1 of the scores, stored with the model
 preferences       data rows -> comparisons: pairs, K-wise rankings, labelled texts
+row_fields        fields of a data row, and what is said about a bad one
 preference_batch  comparisons -> token ids and index tensors for the ranking loss
 evaluation        accuracy with interval, margin and loss on comparisons
 baselines         what a learned model must beat: length, bag of words, naive Bayes

@@ -1,7 +1,7 @@
 """Several sources -> one reward: weighted sum, components by name, failures kept.
 
-Owns building each source from its configuration, the names of components, and the arithmetic of failure: a response that a source
-with weight could not score has no score at all, never 0.
+Owns building each source from its configuration, the names of components, and the arithmetic of failure: a response
+that a source with weight could not score has no score at all, never 0.
 """
 
 import re
@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from policies.loading import Backbone
+from policies.sources import require_model
 from policies.tokenization import tokenizer_fingerprint
 from reward.config import FunctionSource, ModelSource, RewardSource
 from reward.functions import call_function, load_function
@@ -78,8 +79,8 @@ def build_reward(
     Args:
         sources: At least one.
         policy_tokenizer: Tokenizer that makes the token ids of requests; None where requests hold text only.
-        shared_backbone: Base that a reward model's adapter joins where it was trained on that very base. Its weights must stay as
-            they are; give None where the base itself trains.
+        shared_backbone: Base that a reward model's adapter joins where it was trained on that very base. Its weights
+            must stay as they are; give None where the base itself trains.
 
     Raises:
         ValueError: a source that cannot be built, or two of the same name.
@@ -101,7 +102,9 @@ def component_names(sources: Sequence[RewardSource]) -> list[str]:
     names = [source.name or _derived_name(source) for source in sources]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise ValueError(f"reward: {repeated[0]!r} names {names.count(repeated[0])} sources; give each its own reward.<n>.name")
+        raise ValueError(
+            f"reward: {repeated[0]!r} names {names.count(repeated[0])} sources; give each its own reward.<n>.name"
+        )
     return names
 
 
@@ -125,6 +128,7 @@ def _component(name: str, source: RewardSource, fingerprint: str | None, shared:
 
 
 def _learned_reward(name: str, source: ModelSource, fingerprint: str | None, shared: Backbone | None) -> LearnedReward:
+    require_model(source.path, field="reward.path")
     normalizer = Normalizer.load(source.path) if source.normalization == "stored" else IDENTITY
     return LearnedReward(_scorer(name, source, shared), normalizer, source, policy_fingerprint=fingerprint)
 

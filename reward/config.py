@@ -82,7 +82,8 @@ class LengthRule(_Source):
     def _bounds_in_order(self) -> Self:
         if self.minimum_words > self.maximum_words:
             raise ValueError(
-                f"minimum_words={self.minimum_words} exceeds maximum_words={self.maximum_words}; no response could fit: swap or correct them"
+                f"minimum_words={self.minimum_words} exceeds maximum_words={self.maximum_words}, so no response could "
+                "fit; swap or correct them"
             )
         return self
 
@@ -109,7 +110,10 @@ class PairsFormat(StrictModel):
 
 
 class RankingsFormat(StrictModel):
-    """Rows hold `prompt`, `responses` (texts, or objects with `text`), `ranking` (groups of indices, best first, ties in one group)."""
+    """Rows hold `prompt`, `responses` (texts, or objects with `text`) and `ranking`.
+
+    A ranking is a list of groups of indices into the responses, best first, ties in one group.
+    """
 
     kind: Literal["rankings"] = "rankings"
     """Tag of this variant."""
@@ -128,8 +132,11 @@ class LabelledTextFormat(StrictModel):
     label_field: str = "label"
     """Column of the label, 1 preferred over 0."""
     pairs_per_text: int = Field(default=1, ge=1)
-    """How many rejected texts each chosen text is compared with. So many chosen and so many rejected texts make one comparison, in which
-    every text is encoded once: n squared pairs for 2 n texts."""
+    """How many rejected texts each chosen text is compared with.
+
+    So many chosen and as many rejected texts make one comparison, in which every text is encoded once: n squared pairs
+    for 2 n texts.
+    """
 
 
 PreferenceFormat = Annotated[PairsFormat | RankingsFormat | LabelledTextFormat, Field(discriminator="kind")]

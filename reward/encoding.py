@@ -1,7 +1,7 @@
 """One prompt and response -> the token ids that a reward model reads: prompt, response, end of sequence.
 
-Owns the rule that a score is read at the end-of-sequence token, which closes every response, also one that was cut off. It does
-not pad and does not know models.
+Owns the rule that a score is read at the end-of-sequence token, which closes every response, also one that was cut off.
+It does not pad and does not know models.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ class ExchangeEncoder:
     def from_ids(self, prompt_ids: Sequence[int] | TokenIds | None, response_ids: Sequence[int] | TokenIds) -> TokenIds:
         """(T,) ids of an exchange that already has this tokenizer's ids; None stands for an empty prompt.
 
-        Special tokens at the end of the response (the stop token, whichever it was) give way to the one end-of-sequence token, so
-        that ids and text of a response are read alike.
+        Special tokens at the end of the response (the stop token, whichever it was) give way to the one end-of-sequence
+        token, so that ids and text of a response are read alike.
         """
         length = len(response_ids)
         while length and int(response_ids[length - 1]) in self._special_ids:

@@ -1,7 +1,7 @@
-"""Rewards that are a Python function `module:function`: found, checked before the run starts, called, and their answer checked.
+"""Rewards that are a Python function `module:function`: found, checked before the run starts, called.
 
-The function is called as `f(prompts, responses, **arguments)` and returns one number for each response; None or NaN says that it
-could not score that one.
+The function is called as `f(prompts, responses, **arguments)` and returns one number for each response; None or NaN
+says that it could not score that one.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,7 +33,9 @@ def load_function(source: FunctionSource) -> RewardFunction:
     module_name, _, name = source.function.partition(":")
     function = getattr(_import(module_name, source.function), name, None)
     if not callable(function):
-        raise ValueError(f"reward.function={source.function!r}: module {module_name!r} has no function {name!r}; correct the name")
+        raise ValueError(
+            f"reward.function={source.function!r}: module {module_name!r} has no function {name!r}; correct the name"
+        )
     try:
         inspect.signature(function).bind([], [], **source.arguments)
     except TypeError as error:
@@ -41,10 +43,12 @@ def load_function(source: FunctionSource) -> RewardFunction:
             f"reward.function={source.function!r}, arguments={source.arguments!r}: {error}; it is called as "
             "f(prompts, responses, **arguments)"
         ) from error
-    return function
+    return cast(RewardFunction, function)
 
 
-def call_function(source: FunctionSource, function: RewardFunction, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
+def call_function(
+    source: FunctionSource, function: RewardFunction, prompts: Sequence[str], responses: Sequence[str]
+) -> Scores:
     """(B,) float32, NaN where the function returned None or NaN.
 
     Raises:
@@ -54,10 +58,13 @@ def call_function(source: FunctionSource, function: RewardFunction, prompts: Seq
     try:
         values = [math.nan if value is None else float(value) for value in answer]
     except (TypeError, ValueError) as error:
-        raise RewardFunctionError(f"reward.function={source.function!r} returned {_shortened(answer)}: {error}") from error
+        raise RewardFunctionError(
+            f"reward.function={source.function!r} returned {_shortened(answer)}: {error}"
+        ) from error
     if len(values) != len(responses):
         raise RewardFunctionError(
-            f"reward.function={source.function!r} returned {len(values)} numbers for {len(responses)} responses; return one for each"
+            f"reward.function={source.function!r} returned {len(values)} numbers for {len(responses)} responses; "
+            "return one for each"
         )
     return np.array(values, dtype=np.float32)
 
@@ -70,7 +77,8 @@ def _import(module_name: str, target: str) -> Any:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"reward.function={target!r}: {error}; install the module or start where its file lies (now in {os.getcwd()!r})"
+            f"reward.function={target!r}: {error}; install the module, or start in the folder of its file (this is "
+            f"{os.getcwd()!r})"
         ) from error
 
 

@@ -29,7 +29,7 @@ class RewardRequest:
     response: str
     prompt_ids: NDArray[np.int32] | None = None
     response_ids: NDArray[np.int32] | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)

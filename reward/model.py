@@ -1,84 +1,91 @@
 """The learned reward model: a sequence-classification backbone with one output, in full or with LoRA.
 
-Owns loading (new from any backbone, or trained), where the score is read, what trains, and the folder that plain transformers and
-PEFT load again. Turning requests into token ids is `reward.scoring`; sharing a base with a policy is `reward.shared_model`.
+Owns where the score is read, what trains, and the folder that plain transformers and PEFT load again. Loading of
+backbones is `reward.classifiers`; turning requests into token ids is `reward.scoring`; sharing a base with a policy is
+`reward.shared_model`.
 """
 
 import json
-import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import Parameter
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policies.adapters import base_fingerprint, copy_exactly
-from policies.checkpoint import METADATA_FILE, atomic_folder, load_metadata
-from policies.config import LoraTuning, ModelConfig
+from policies.checkpoint import METADATA_FILE, atomic_folder
+from policies.config import ModelConfig
 from policies.loading import resolve_device
-from policies.sources import resolve_source, unreachable
+from policies.sources import resolve_source
 from policies.tokenization import load_tokenizer, tokenizer_fingerprint
+from reward.classifiers import (
+    Classifier,
+    initialise_head,
+    is_decoder,
+    load_classifier,
+    require_same_base,
+    with_tuning,
+)
 from reward.normalization import Normalizer
 
-logger = logging.getLogger(__name__)
-
-_PROBE_TOKENS = 6
+_PROBE_LENGTHS = (6, 3)
+_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
+"""Model types that number positions from pad_token_id + 1, and so can read that many tokens less."""
 
 
 class RewardModel:
     """r(x, y): one number for a token sequence, read at its last real token where the backbone is a decoder.
 
-    An encoder's score comes from its own classification head. Dropout is off for good. A new head has weights from
-    N(0, 1 / (D + 1)) and bias 0 (Stiennon et al. 2020, appendix B.1).
+    An encoder's score comes from its own classification head. Dropout is off for good (the model stays in eval mode).
 
     Attributes:
         tokenizer: Its tokenizer.
         device: Where the model lives.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: Classifier, tokenizer: PreTrainedTokenizerBase) -> None:
         """Wraps a model that is already on its device.
 
         Raises:
-            ValueError: if reading the score at the last token does not reproduce the model's own output.
+            ValueError: if padding changes its scores, or reading at the last token is not what its own forward does.
         """
         self._model = model.eval()
         self._classifier = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         self.tokenizer = tokenizer
         self.device = self._classifier.device
-        self._reads_last_token = _is_decoder(self._classifier)
+        self._reads_last_token = is_decoder(self._classifier)
         self._require_same_scores()
 
     @classmethod
     def new(cls, config: ModelConfig, *, seed: int) -> "RewardModel":
         """A reward model to train, on the backbone that `config` names.
 
-        A folder with an adapter gives its base and, with LoRA tuning, the adapter's weights as the start.
+        An adapter folder gives its base and, with LoRA tuning, the adapter's weights as the start. A new head has
+        weights from N(0, 1 / (D + 1)) and bias 0.
 
         Args:
-            config: backbone, precision, device and what trains.
-            seed: draws head and LoRA weights.
+            config: Backbone, precision, device and what trains.
+            seed: Draws head and LoRA weights.
 
         Raises:
-            ValueError: if the backbone cannot be loaded, cannot train in its precision, or pads with its end-of-sequence token.
+            ValueError: if the backbone cannot be loaded, cannot train as asked, or pads with its end-of-sequence token.
         """
         source = resolve_source(config.path)
         tokenizer = load_tokenizer(config)
         _require_distinct_pad(tokenizer, config.path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            classifier, fresh = _load_classifier(source.base, dtype=config.dtype, attention=config.attention, tokenizer=tokenizer)
-            if fresh:
-                _initialise_head(classifier, seed=seed)
-            model = _with_tuning(classifier, config, source.adapter)
-        return cls(model.to(resolve_device(config.device)), tokenizer)
+            classifier, has_new_head = load_classifier(
+                source.base, dtype=config.dtype, attention=config.attention, tokenizer=tokenizer
+            )
+            if has_new_head:
+                initialise_head(classifier, seed=seed)
+            model = with_tuning(classifier, config, adapter=source.adapter)
+        return cls(cast(Any, model).to(resolve_device(config.device)), tokenizer)
 
     @classmethod
     def from_folder(cls, path: str, *, device: str = "auto", dtype: str = "float32") -> "RewardModel":
@@ -89,27 +96,26 @@ class RewardModel:
         """
         source = resolve_source(path)
         tokenizer = load_tokenizer(ModelConfig(path=path))
-        classifier, fresh = _load_classifier(source.base, dtype=dtype, attention="sdpa", tokenizer=tokenizer)
-        if source.adapter is None:
-            if fresh:
-                raise ValueError(f"reward model {path!r} has no trained head with one output; train one with `rlhf reward`")
-            return cls(classifier.to(resolve_device(device)), tokenizer)
-        _require_same_base(path, classifier)
-        model = cast(PeftModel, PeftModel.from_pretrained(classifier, path))
-        return cls(model.to(resolve_device(device)), tokenizer)
+        model: Classifier
+        model, has_new_head = load_classifier(source.base, dtype=dtype, attention="sdpa", tokenizer=tokenizer)
+        if source.adapter is not None:
+            require_same_base(source.adapter, model)
+            model = PeftModel.from_pretrained(model, source.adapter)
+        elif has_new_head:
+            raise ValueError(f"reward model {path!r} has no trained head with one output; train one with `rlhf reward`")
+        return cls(cast(Any, model).to(resolve_device(device)), tokenizer)
 
     @property
     def context_tokens(self) -> int:
         """Longest sequence that the backbone has positions for."""
         config = self._classifier.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
-        # RoBERTa and its kin count positions from pad_token_id + 1.
-        reserved = config.pad_token_id + 1 if getattr(config, "model_type", "") in _OFFSET_POSITIONS else 0
+        reserved = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
         return int(min(limit - reserved, 2**31 - 1))
 
     @property
     def is_adapter(self) -> bool:
-        """Whether LoRA trains, rather than the whole model."""
+        """Whether LoRA and head are saved, rather than the whole model."""
         return isinstance(self._model, PeftModel)
 
     def raw_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -124,11 +130,11 @@ class RewardModel:
         """
         if not self._reads_last_token:
             return self._classifier(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
-        # Padding on the right is out of sight of every real token of a decoder, and without a mask the fastest kernels apply.
+        # No token of a decoder sees the padding on its right, and without a mask the fastest kernels apply.
         hidden = self._classifier.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        last = last_states(hidden, attention_mask)
         head = cast(nn.Module, self._classifier.score)
-        return head(last.to(next(head.parameters()).dtype)).squeeze(-1).float()
+        last = last_states(hidden, attention_mask).to(next(head.parameters()).dtype)
+        return head(last).squeeze(-1).float()
 
     def trainable(self) -> list[tuple[str, Parameter]]:
         """Named parameters that train."""
@@ -148,7 +154,7 @@ class RewardModel:
         copy_exactly(dict(self.trainable()), tensors, what="reward model")
 
     def save(self, folder: str | Path, *, normalizer: Normalizer, metadata: Mapping[str, Any]) -> None:
-        """Writes, atomically, a folder that transformers (or PEFT) loads, with tokenizer, normaliser and metadata beside it.
+        """Writes, atomically, a folder that transformers (or PEFT) loads, with tokenizer, scale and metadata beside it.
 
         An adapter's metadata holds the fingerprint of its base, so that it is never loaded on another one.
         """
@@ -163,29 +169,23 @@ class RewardModel:
 
     @torch.no_grad()
     def _require_same_scores(self) -> None:
-        """Compares the padded reading with transformers' own output on unpadded rows, once."""
+        """Compares the scores of padded rows with transformers' own output on unpadded rows, once."""
         pad, eos = cast(int, self.tokenizer.pad_token_id), cast(int, self.tokenizer.eos_token_id)
-        ids = [i for i in range(_PROBE_TOKENS + 2) if i not in (pad, eos)][: _PROBE_TOKENS - 1] + [eos]
-        rows = [torch.tensor([ids], device=self.device), torch.tensor([ids[3:]], device=self.device)]
+        ids = [*[i for i in range(_PROBE_LENGTHS[0] + 2) if i not in (pad, eos)][: _PROBE_LENGTHS[0] - 1], eos]
+        rows = [torch.tensor([ids[-length:]], device=self.device) for length in _PROBE_LENGTHS]
         expected = torch.cat([self._classifier(input_ids=row).logits.reshape(-1).float() for row in rows])
-        padded = torch.full((2, len(ids)), pad, device=self.device)
-        padded[0], padded[1, : len(ids) - 3] = rows[0][0], rows[1][0]
-        mask = torch.arange(len(ids), device=self.device) < torch.tensor([[len(ids)], [len(ids) - 3]], device=self.device)
+        padded = torch.full((len(rows), len(ids)), pad, device=self.device)
+        for row, length, target in zip(rows, _PROBE_LENGTHS, padded, strict=True):
+            target[:length] = row[0]
+        mask = torch.arange(len(ids), device=self.device) < torch.tensor(_PROBE_LENGTHS, device=self.device)[:, None]
         received = self.raw_scores(padded, mask)
         tolerance = 1e-4 if self._classifier.dtype == torch.float32 else 3e-2
         if pad != eos and not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
             raise ValueError(
-                f"model.path={self._classifier.name_or_path!r}: scores of {type(self._classifier).__name__} change with padding, by "
-                f"{float((received - expected).abs().max()):.2g}; this architecture is not supported"
+                f"model.path={self._classifier.name_or_path!r}: padding changes the scores of "
+                f"{type(self._classifier).__name__} by {float((received - expected).abs().max()):.2g}; this architecture is "
+                "not supported"
             )
-
-
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer"})
-
-
-def _is_decoder(classifier: PreTrainedModel) -> bool:
-    """Decoders of transformers hang a linear layer called `score` on their body; encoders have heads of their own."""
-    return isinstance(getattr(classifier, "score", None), nn.Module)
 
 
 def last_states(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -194,115 +194,10 @@ def last_states(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def _load_classifier(
-    path: str, *, dtype: str, attention: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, bool]:
-    """The model with one output, and whether its head is new (absent from the files, or of another size)."""
-    try:
-        settings = AutoConfig.from_pretrained(path, num_labels=1)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=settings,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise unreachable(path, error) from error
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
-    new = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
-    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
-    if body:
-        logger.warning("%s lacks weights that start at random: %s", path, ", ".join(sorted(body)[:4]))
-    return model, len(new) > len(body)
-
-
-def _head_modules(classifier: PreTrainedModel) -> Iterator[nn.Module]:
-    body = set(classifier.base_model.modules())
-    return (module for module in classifier.modules() if module not in body and module is not classifier)
-
-
-def _initialise_head(classifier: PreTrainedModel, *, seed: int) -> None:
-    """The last linear layer of the head; layers before it keep the initialisation of their architecture."""
-    outputs = [module for module in _head_modules(classifier) if isinstance(module, nn.Linear) and module.out_features == 1]
-    assert outputs, f"{type(classifier).__name__} has no linear layer with one output"
-    layer = outputs[-1]
-    noise = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
-    layer.weight.data = (noise / math.sqrt(layer.in_features + 1)).to(layer.weight.dtype)
-    if layer.bias is not None:
-        layer.bias.data.zero_()
-
-
-def _with_tuning(classifier: PreTrainedModel, config: ModelConfig, adapter: str | None) -> PreTrainedModel | PeftModel:
-    if isinstance(config.tuning, LoraTuning):
-        return _with_lora(classifier, config.tuning, adapter)
-    if adapter is not None:
-        raise ValueError(
-            "model.tuning.kind=full: model.path holds an adapter, and full tuning would leave it out; set model.tuning.kind=lora, or "
-            "`rlhf export` it first"
-        )
-    if classifier.dtype != torch.float32:
-        raise ValueError(f"model.dtype={config.dtype} cannot train in full; use float32, or model.tuning.kind=lora")
-    return classifier
-
-
-def _with_lora(classifier: PreTrainedModel, tuning: LoraTuning, adapter: str | None) -> PeftModel:
-    """LoRA on every linear layer but the head, which trains in full (PEFT saves it with the adapter)."""
-    if _is_decoder(classifier):
-        classifier.score.float()  # What trains is float32, whatever the precision of the backbone.
-    elif classifier.dtype != torch.float32:
-        raise ValueError(f"model.dtype={str(classifier.dtype).removeprefix('torch.')}: an encoder's head trains inside the model; use float32")
-    targets = tuning.target_modules
-    shape = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=tuning.rank,
-        lora_alpha=cast(int, tuning.alpha),  # Annotated int, but only ever divided by the rank.
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        lora_dropout=0.0,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in classifier.modules()),
-    )
-    if adapter is not None:
-        _require_same_base(adapter, classifier)
-        shape = _shape_of(adapter)
-        logger.info("the reward model starts from the adapter of model.path; its rank and alpha stay")
-    try:
-        model = cast(PeftModel, get_peft_model(classifier, shape))
-    except ValueError as error:
-        raise ValueError(f"model.tuning.target_modules={targets!r}: {str(error).splitlines()[0]}") from error
-    if adapter is not None:
-        unknown = set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu")).unexpected_keys
-        if unknown:
-            raise ValueError(f"model.path={adapter!r}: the adapter holds tensors that a reward model has no place for: {unknown[:3]}")
-    return model
-
-
-def _shape_of(adapter: str) -> LoraConfig:
-    """The adapter's shape, for a reward model: its own base weights and dropout 0."""
-    config = LoraConfig.from_pretrained(adapter)
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"model.path={adapter!r}: an adapter of type {config.peft_type}; only LORA is supported")
-    config.task_type, config.inference_mode, config.lora_dropout = TaskType.SEQ_CLS, False, 0.0
-    return config
-
-
-def _require_same_base(folder: str, classifier: PreTrainedModel) -> None:
-    recorded = load_metadata(folder).get("base_fingerprint")
-    if recorded is None:
-        return
-    own = base_fingerprint(classifier)
-    if recorded != own:
-        raise ValueError(
-            f"adapter {folder!r} was trained on another base (fingerprint {recorded}, {classifier.name_or_path!r} has {own}); restore "
-            "the base that it names, or train it again"
-        )
-
-
 def _require_distinct_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """transformers finds the end of a padded sequence by the pad id: where that is eos, its classifiers read one token early."""
+    """The classifiers of transformers find the end of a padded row by the pad id: were that eos, one token early."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
-            f"model.pad_token={tokenizer.pad_token!r} of {path!r} is also its eos_token, and a classifier loaded by transformers would "
-            "read its score one token early; set model.pad_token to another token of the vocabulary"
+            f"model.pad_token={tokenizer.pad_token!r} of {path!r} is also its eos_token, so transformers would read the "
+            "score of the saved model one token early; set model.pad_token to another token of the vocabulary"
         )

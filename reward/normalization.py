@@ -1,7 +1,7 @@
 """The scale of a reward model: (score - mean) / std, so that reference responses score 0 on average with spread 1.
 
-A ranking loss leaves the offset of the scores open (Ouyang et al. 2022, section 3.5), and PPO needs it fixed. Owns the statistics
-and their file beside the model; which responses they come from is decided by whoever trains.
+A ranking loss leaves the offset of the scores open (Ouyang et al. 2022, section 3.5), and PPO needs it fixed. Owns the
+statistics and their file beside the model; which responses they come from is decided by whoever trains.
 """
 
 import dataclasses
@@ -42,10 +42,14 @@ class Normalizer:
         """
         values = np.asarray(scores, dtype=np.float64)
         if values.size < 2 or not np.isfinite(values).all():
-            raise ValueError(f"{source}: {values.size} scores; normalisation needs at least 2, all finite: check the rows")
+            raise ValueError(
+                f"{source}: {values.size} scores; normalisation needs at least 2, all finite: check the rows"
+            )
         mean, std = float(values.mean()), float(values.std())
         if not std > 1e-12 * max(1.0, abs(mean)):
-            raise ValueError(f"{source}: all {values.size} scores are {mean:.6g}; a constant reward teaches nothing: train longer")
+            raise ValueError(
+                f"{source}: all {values.size} scores are {mean:.6g}; a constant reward teaches nothing: train longer"
+            )
         return cls(mean=mean, std=std, count=int(values.size), source=source)
 
     def __call__(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -67,15 +71,17 @@ class Normalizer:
         file = Path(folder) / NORMALIZER_FILE
         if not file.is_file():
             raise ValueError(
-                f"reward model {str(folder)!r} has no {NORMALIZER_FILE}, so its scale is unknown; train it with `rlhf reward`, or "
-                "take raw scores with normalization=none"
+                f"reward model {str(folder)!r} has no {NORMALIZER_FILE}, so its scale is unknown; train it with "
+                "`rlhf reward`, or take raw scores with normalization=none"
             )
         try:
             normalizer = cls(**json.loads(file.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{file} is damaged ({error}); write it anew with `rlhf reward`") from error
         if not (math.isfinite(normalizer.mean) and normalizer.std > 0):
-            raise ValueError(f"{file}: mean={normalizer.mean}, std={normalizer.std}; std must be above 0: run `rlhf reward` again")
+            raise ValueError(
+                f"{file}: mean={normalizer.mean}, std={normalizer.std}; std must be above 0: run `rlhf reward` again"
+            )
         return normalizer
 
 

@@ -1,7 +1,7 @@
 """Verifiable rewards: rules that read the response, and nothing else, or one column of the data row.
 
-Each rule maps one request to a number, or raises `UnscorableError` where the request lacks what the rule needs. Combining rules is
-`reward.composite`; arbitrary Python is `reward.functions`.
+Each rule maps one request to a number, or raises `UnscorableError` where the request lacks what the rule needs.
+Combining rules is `reward.composite`; arbitrary Python is `reward.functions`.
 """
 
 import re

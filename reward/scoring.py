@@ -1,7 +1,8 @@
 """Requests -> normalised scores of a learned reward model.
 
-Owns the hand-off (token ids where the policy shares the model's tokenizer, text otherwise), truncation, micro-batches by token
-budget, and the turn of a non-finite score into a failure. The forward pass is `reward.model` or `reward.shared_model`.
+Owns the hand-off (token ids where the policy shares the model's tokenizer, text otherwise), truncation, micro-batches
+by token budget, and the turn of a non-finite score into a failure. The forward pass is `reward.model` or
+`reward.shared_model`.
 """
 
 from collections.abc import Sequence
@@ -70,12 +71,18 @@ class LearnedReward:
         scorer: The model.
         normalizer: Scale of its scores.
         source: What it is shown and how much at once.
-        policy_fingerprint: `tokenizer_fingerprint` of the tokenizer that made the token ids of requests; None where they have none.
+        policy_fingerprint: `tokenizer_fingerprint` of the tokenizer that made the token ids of requests; None where
+        they have none.
             Ids are used where it equals the model's own, text is encoded anew otherwise.
     """
 
     def __init__(
-        self, scorer: SequenceScorer, normalizer: Normalizer, source: ModelSource, *, policy_fingerprint: str | None = None
+        self,
+        scorer: SequenceScorer,
+        normalizer: Normalizer,
+        source: ModelSource,
+        *,
+        policy_fingerprint: str | None = None,
     ) -> None:
         self._scorer, self._normalizer, self._source = scorer, normalizer, source
         self._encoder = ExchangeEncoder(scorer.tokenizer)
@@ -110,8 +117,10 @@ class LearnedReward:
 
 def _failures(sequences: Sequence[TokenIds], scores: Scores) -> list[RewardFailure]:
     return [
-        RewardFailure(int(index), "the exchange is empty" if len(sequences[index]) < 2 else "the model's score is not finite")
-        for index in np.flatnonzero(np.isnan(scores))
+        RewardFailure(
+            index, "the exchange is empty" if len(sequences[index]) < 2 else "the model's score is not finite"
+        )
+        for index in np.flatnonzero(np.isnan(scores)).tolist()
     ]
 
 

@@ -1,7 +1,7 @@
-"""A reward model on somebody else's base: the adapter and head of a trained one, on the backbone that the policy lives on.
+"""A reward model on somebody else's base: adapter and head of a trained one, on the backbone that the policy lives on.
 
-Owns the test whether a reward-model folder can share a base, and what a critic takes from it. Training and stand-alone scoring are
-`reward.model`.
+Owns the test whether a reward-model folder can share a base, and what a critic takes from it. Training and stand-alone
+scoring are `reward.model`.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,10 @@ class SharedParts:
 
 
 def shared_parts(folder: str) -> SharedParts | None:
-    """The parts of a reward-model folder that can share a base; None where it holds full weights, an encoder, or no fingerprint."""
+    """The parts of a reward-model folder that can share a base.
+
+    None where it holds full weights or an encoder, or does not record which base it was trained on.
+    """
     if resolve_source(folder).adapter is None:
         return None
     fingerprint = load_metadata(folder).get("base_fingerprint")
@@ -70,7 +73,7 @@ class SharedRewardModel:
     def __init__(self, backbone: Backbone, parts: SharedParts, *, adapter: str) -> None:
         backbone.adapters.load(adapter, parts.folder)
         self._backbone, self._adapter = backbone, adapter
-        self._head = ScalarHead.from_tensors(parts.head_weight).requires_grad_(False).to(backbone.device)
+        self._head = ScalarHead.from_tensors(parts.head_weight).requires_grad_(requires_grad=False).to(backbone.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(ModelConfig(path=parts.folder))
         self.device: torch.device = backbone.device
 

@@ -94,7 +94,9 @@ class PretrainConfig(StageConfig):
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps; the data repeats as often as needed."""
     eval_every_steps: int = Field(default=100, ge=1)
-    """Steps between evaluations on `data.eval`."""
+    """Steps between evaluations on `data.eval`; the last step is always evaluated."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products in training steps; `auto` is bfloat16 where the hardware has it. Weights stay float32."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.02, schedule="cosine"
     )
@@ -209,7 +211,13 @@ class MissingEosConfig(StrictModel):
     rule: Literal["penalty", "replace"] = "penalty"
     """`penalty` subtracts `value` from the score; `replace` uses `value` instead of it."""
     value: float = 1.0
-    """Reward units."""
+    """Reward units; at least 0 for `penalty`."""
+
+    @model_validator(mode="after")
+    def _penalty_takes_away(self) -> "MissingEosConfig":
+        if self.rule == "penalty" and self.value < 0:
+            raise ValueError(f"value={self.value} would reward a cut-off response; a penalty is at least 0")
+        return self
 
 
 class AlgorithmConfig(StrictModel):
@@ -233,7 +241,7 @@ class AlgorithmConfig(StrictModel):
     """Factor of the value loss."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound of the loss for negative advantages (Ye et al. 2020); null leaves it out."""
-    importance_cap: float | None = Field(default=None, gt=0)
+    importance_cap: float | None = Field(default=None, ge=1)
     """Cap of the truncated importance weight between rollout engine and learner; null leaves it out."""
     missing_eos: MissingEosConfig | None = None
     """Scores of responses that the token budget cut off; null keeps them as they are."""
@@ -296,6 +304,12 @@ class PpoConfig(StageConfig):
         if self.algorithm.ptx is None and self.data.pretrain is not None:
             raise ValueError("data.pretrain is only read by PPO-ptx; set algorithm.ptx or remove it")
         samples = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+        kl = self.algorithm.kl
+        if isinstance(kl, AdaptiveKl) and kl.horizon <= 0.2 * samples:
+            raise ValueError(
+                f"algorithm.kl.horizon={kl.horizon:g} is too short for the {samples} samples of a step; "
+                f"give more than {0.2 * samples:g} episodes"
+            )
         if samples < self.algorithm.minibatches:
             raise ValueError(
                 f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {samples} samples of a step"

@@ -86,7 +86,9 @@ def parse_yaml(text: str, *, source: str) -> Any:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{source}: not valid YAML: {problem}; remove the control characters") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{source}: no tree of plain values ({error}); remove the recursive alias or the tag") from error
+        raise ConfigError(
+            f"{source}: no tree of plain values ({error}); remove the recursive alias or the tag"
+        ) from error
     return data
 
 

@@ -6,10 +6,12 @@ A source is one of
     owner/name[:[config:]split]   a data set on the Hugging Face hub; the split is `train` where none is given
     quickstart/<set>              an embedded set (see rlhf.quickstart.sets)
 
-followed, where only a part is wanted, by a slice in Python's notation over rows or percent: `[:1000]`, `[-200:]`, `[80%:]`.
+followed, where only a part is wanted, by a slice in Python's notation over rows or percent: `[:1000]`, `[-200:]`,
+`[80%:]`.
 
-JSON is read by the standard library, not by `datasets`: Arrow fills absent keys with None (a row without `chosen` would look like
-one that has it), guesses dates, and reports a broken line without its number. This file does not know what a stage needs of a row.
+JSON is read by the standard library, not by `datasets`: Arrow fills absent keys with None (a row without `chosen`
+would look like one that has it), guesses dates, and reports a broken line without its number. This file does not
+know what a stage needs of a row.
 """
 
 import gzip
@@ -47,7 +49,9 @@ def load_rows(source: str, *, field: str = "data.train") -> list[Row]:
     rows = _read(location, field)
     selected = rows[_bound(match["start"], len(rows)) : _bound(match["stop"], len(rows))] if match else rows
     if not selected:
-        raise ValueError(f"{field}={source}: no rows ({location} holds {len(rows)}); at least one is needed: check file and slice")
+        raise ValueError(
+            f"{field}={source}: no rows ({location} holds {len(rows)}); at least one is needed: check file and slice"
+        )
     return selected
 
 
@@ -80,15 +84,17 @@ def _read_embedded(location: str, field: str) -> list[Row]:
 def _read_file(path: Path, format_name: str, field: str) -> list[Row]:
     if not path.is_file():
         raise ValueError(
-            f"{field}={path}: no such file; allowed are {_ALLOWED} (the example data under ../shared/data is optional and comes "
-            "separately)"
+            f"{field}={path}: no such file; allowed are {_ALLOWED} "
+            "(the example data under ../shared/data is optional and comes separately)"
         )
     reader = _read_json if format_name in ("json", "jsonl") else _read_table
     try:
         return reader(path, format_name)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{field}={path}: cannot be read as {format_name} ({reason}); repair or replace the file") from error
+        raise ValueError(
+            f"{field}={path}: cannot be read as {format_name} ({reason}); repair or replace the file"
+        ) from error
 
 
 def _read_table(path: Path, format_name: str) -> list[Row]:

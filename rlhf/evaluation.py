@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reward.composite import build_reward
 
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
 from policies.loading import load_backbone, policy_adapter
 from policies.tokenization import decode
+from reward.composite import build_reward
 from reward.interface import RewardFn, RewardOutput, RewardRequest
 from rlhf.config import EvalConfig
 from rlhf.data import load_rows

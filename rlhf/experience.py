@@ -80,7 +80,7 @@ def build_experience(
     reference, _ = _pad([reference_logprobs[i] for i in kept])
     padded_values, _ = _pad([values[i] for i in kept])
 
-    scores = torch.from_numpy(reward.scores[kept])
+    scores = torch.from_numpy(reward.scores[kept].copy())
     ended = torch.tensor([not c.is_truncated for c in completions])
     if algorithm.missing_eos is not None:
         scores = apply_missing_eos(scores, ended, algorithm.missing_eos.rule, value=algorithm.missing_eos.value)
@@ -121,11 +121,11 @@ def _objective_metrics(scores: Tensor, kl: Tensor, rewards: Tensor, logprobs: Te
 
 def _pad(arrays: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
     """Right-padded (B, R) tensor and the mask of its real entries."""
-    lengths = torch.tensor([len(a) for a in arrays])
-    padded = torch.zeros(len(arrays), int(lengths.max()))
+    lengths = np.array([len(array) for array in arrays])
+    padded = np.zeros((len(arrays), lengths.max()), np.float32)
     for row, array in zip(padded, arrays, strict=True):
-        row[: len(array)] = torch.from_numpy(array)
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+        row[: len(array)] = array
+    return torch.from_numpy(padded), torch.from_numpy(np.arange(padded.shape[1]) < lengths[:, None])
 
 
 def _ragged(padded: Tensor, lengths: Sequence[int]) -> list[PerToken]:

@@ -18,7 +18,8 @@ from policies.causal import CausalPolicy
 from policies.sequences import SequenceBatch, evaluate_in_micro_batches, micro_batches, pad_sequences, pad_texts
 from policies.value import ValueModel
 from rlhf.algorithms.language_model_losses import ptx_loss
-from rlhf.algorithms.policy_losses import clipped_policy_loss, truncated_importance_weights
+from rlhf.algorithms.masked import zero_outside
+from rlhf.algorithms.policy_losses import MAX_LOG_RATIO, clipped_policy_loss, truncated_importance_weights
 from rlhf.algorithms.value_losses import clipped_value_loss
 from rlhf.config import AlgorithmConfig, OptimizerConfig, PpoConfig
 from rlhf.experience import Experience
@@ -140,7 +141,7 @@ class Learner:
         return self._policy.weights()
 
     def perplexity(self, texts: Sequence[str]) -> float:
-        """exp of the mean next-token loss over held-out text, at temperature 1: the alignment tax while training."""
+        """Exp of the mean next-token loss over held-out text, at temperature 1: the alignment tax while training."""
         return perplexity(self._policy, texts, micro_batch_tokens=self._budget)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -235,12 +236,12 @@ class Learner:
             token_count=token_count,
         )
         loss.backward()
-        log_ratio = (result.logprobs.detach() - columns.behavior_logprobs) * mask
+        log_ratio = zero_outside(result.logprobs.detach() - columns.behavior_logprobs, mask)
         assert result.entropy is not None, "entropy was asked for"
         return {f"policy/{name}": value for name, value in metrics.items()} | {
             "loss/policy": loss.detach(),
             "policy/entropy": (result.entropy.detach() * mask).sum() / token_count,
-            "policy/ratio_error_max": torch.expm1(log_ratio.clamp(max=20.0)).abs().amax(),
+            "policy/ratio_error_max": torch.expm1(log_ratio.clamp(max=MAX_LOG_RATIO)).abs().amax(),
         }
 
     def _critic_backward(self, columns: _Padded, token_count: int) -> Sums:
@@ -304,9 +305,8 @@ def _pad_like(arrays: Sequence[NDArray[np.float32]], batch: SequenceBatch) -> Te
 
 def _token_weights(start: PerToken, behavior: PerToken, cap: float) -> PerToken:
     mask = torch.ones(1, len(start), dtype=torch.bool)
-    weights = truncated_importance_weights(
-        torch.from_numpy(start)[None], torch.from_numpy(behavior)[None], mask, cap=cap
-    )
+    # Copies: arrays from the object store are read-only, and torch has no read-only tensors.
+    weights = truncated_importance_weights(torch.tensor(start)[None], torch.tensor(behavior)[None], mask, cap=cap)
     return weights[0].numpy()
 
 

@@ -1,7 +1,7 @@
-"""How weights move: AdamW's parameter groups, the learning-rate schedule, gradient clipping, and the stop on a non-finite loss.
+"""How weights move: AdamW's parameter groups, learning-rate schedule, gradient clipping, stop on a non-finite loss.
 
-Every training stage takes its optimizer steps through this file, so a schedule, a clip or a NaN means the same everywhere.
-It owns no loop and no loss.
+Every training stage takes its optimizer steps through this file, so a schedule, a clip or a NaN means the same
+everywhere. It owns no loop and no loss.
 """
 
 import math
@@ -30,13 +30,13 @@ class NonFiniteLossError(RuntimeError):
 
     def __init__(self, quantity: str, value: float, step: int) -> None:
         super().__init__(
-            f"{quantity} is {value} at step {step}; training stopped before it reached the weights: lower "
-            "optimizer.learning_rate or optimizer.max_grad_norm, or look for extreme values in the data, then use --resume"
+            f"{quantity} is {value} at step {step}; training stopped before it reached the weights: start another "
+            "run_dir with a lower optimizer.learning_rate or max_grad_norm, or look for extreme values in the data"
         )
         self.quantity, self.value, self.step = quantity, value, step
 
     def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[str, float, int]]:
-        """Rebuild from the three arguments: an exception crosses process boundaries by pickling, with its message only."""
+        """Rebuild from the three arguments; by default an exception is pickled with its message only."""
         return type(self), (self.quantity, self.value, self.step)
 
 
@@ -77,7 +77,8 @@ def build_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
     """Factor of the peak learning rate for step t = 0 .. total_steps - 1.
 
     Warm-up over W = ceil(warmup_fraction * total_steps) steps: (t + 1) / W, so the first step moves and step W - 1 has
-    the peak. Then, with p = (t - W) / (total_steps - W): linear 1 - p; cosine 0.1 + 0.9 * (1 + cos(pi p)) / 2; constant 1.
+    the peak. Then, with p = (t - W) / (total_steps - W): linear 1 - p; cosine 0.1 + 0.9 * (1 + cos(pi p)) / 2;
+    constant 1.
     """
     # Products such as 0.07 * 100 land just above an integer; without the rounding they would gain a step.
     warmup = math.ceil(round(config.warmup_fraction * total_steps, 6))

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from reward.composite import build_reward
-from reward.worker import RewardWorker
 
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
+from policies.config import LoraTuning
 from policies.loading import REFERENCE_ADAPTER, load_backbone, prepare_policy
 from policies.reference import ReferencePolicy
 from policies.tokenization import load_tokenizer
+from reward.composite import build_reward
+from reward.worker import RewardWorker
 from rlhf.config import PpoConfig
 from rlhf.critic import build_critic
 from rlhf.data import load_rows
@@ -50,8 +51,10 @@ class RoleHost:
         backbone = load_backbone(config.model) if set(roles) - {"reward"} else None
         if "reward" in roles:
             tokenizer = backbone.tokenizer if backbone is not None else load_tokenizer(config.model)
+            # A base that trains would change under the reward model's adapter.
+            shared = backbone if isinstance(config.model.tuning, LoraTuning) else None
             self.score = RewardWorker(
-                build_reward(config.reward, policy_tokenizer=tokenizer, shared_backbone=backbone)
+                build_reward(config.reward, policy_tokenizer=tokenizer, shared_backbone=shared)
             ).score
         if backbone is None:
             return
@@ -81,7 +84,7 @@ class RoleHost:
                 rows, self._backbone.tokenizer, sequence_tokens=config.algorithm.ptx.sequence_tokens, seed=config.seed
             )
         policy = CausalPolicy(self._backbone, adapter=self._adapter, temperature=config.rollout.sampling.temperature)
-        critic = build_critic(config, self._backbone, own_model=self._adapter is None)
+        critic = build_critic(config, self._backbone)
         return Learner(policy, critic, config=config, ptx=ptx)
 
     # --- rollout

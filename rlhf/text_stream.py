@@ -1,7 +1,8 @@
 """Plain text -> token sequences: an endless packed stream for training, and whole documents for perplexity.
 
-A document is `<bos> text <eos>` (whichever of the two the tokenizer has in front). Owns packing, the order of documents and the
-position in it, which a checkpoint can save. It takes no optimizer step: pretraining and PPO-ptx do that with what `next` returns.
+A document is `<bos> text <eos>` (whichever of the two the tokenizer has in front). Owns packing, the order of
+documents and the position in it, which a checkpoint can save. It takes no optimizer step: pretraining and PPO-ptx
+do that with what `next` returns.
 """
 
 import math
@@ -22,11 +23,12 @@ Row = Mapping[str, Any]
 
 
 class TextStream:
-    """Endless sequences of exactly `sequence_tokens` tokens, packed from documents in an order that depends on the seed alone.
+    """Endless sequences of exactly `sequence_tokens` tokens, packed from documents in an order that the seed decides.
 
-    Each epoch is a fresh permutation of the documents, laid end to end and cut into sequences. A document that a cut divides starts
-    the next sequence again from its beginning, so a sequence begins in the middle of a document only where the document is longer
-    than a sequence. Example with sequences of 4 tokens and the documents abc, de, f: [abcd] [defa].
+    Each epoch is a fresh permutation of the documents, laid end to end and cut into sequences. A document that a
+    cut divides starts the next sequence again from its beginning, so a sequence begins in the middle of a document
+    only where the document is longer than a sequence. Example with sequences of 4 tokens and the documents abc, de,
+    f: [abcd] [defa].
 
     Args:
         rows: Documents, in the column `text`.
@@ -50,7 +52,8 @@ class TextStream:
     ) -> None:
         documents = encode_texts(rows, tokenizer, source=source)
         if tokenizer.bos_token_id == tokenizer.eos_token_id:
-            # Models that end a document with the token that begins the next one saw one such token between two documents, not two.
+            # Models that end a document with the token that begins the next one saw one such token between two
+            # documents, not two.
             documents = [document[:-1] if document[0] == document[-1] else document for document in documents]
         self._documents = documents
         self._sequence_tokens = sequence_tokens
@@ -80,8 +83,8 @@ class TextStream:
         """
         if state["corpus_tokens"] != self._corpus_tokens:
             raise ValueError(
-                f"the text holds {self._corpus_tokens} tokens but the checkpoint was made with {state['corpus_tokens']}; --resume needs "
-                "the same rows and tokenizer: restore them, or start in another run_dir"
+                f"the text holds {self._corpus_tokens} tokens, the checkpoint was made with {state['corpus_tokens']}; "
+                "--resume needs the same rows and tokenizer: restore them, or name another run_dir"
             )
         self._epoch, self._position = state["epoch"], state["position"]
         self._tokens, self._starts = self._lay_out(self._epoch)
@@ -99,7 +102,7 @@ class TextStream:
         return self._tokens[start : start + self._sequence_tokens]
 
     def _lay_out(self, epoch: int) -> tuple[TokenIds, list[int]]:
-        """The epoch's tokens, its first ones repeated behind to fill the last sequence, and where each sequence starts."""
+        """The epoch's tokens, the first of them again behind to fill the last sequence, and each sequence's start."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
         tokens = np.concatenate([self._documents[index] for index in order])
         boundaries = np.cumsum([0, *(len(self._documents[index]) for index in order)])
@@ -123,7 +126,9 @@ def sequence_starts(boundaries: NDArray[np.integer[Any]], sequence_tokens: int) 
     return starts
 
 
-def require_texts(rows: Iterable[Row], *, source: str, on_bad_row: Literal["error", "skip"] = "error") -> tuple[list[str], list[str]]:
+def require_texts(
+    rows: Iterable[Row], *, source: str, on_bad_row: Literal["error", "skip"] = "error"
+) -> tuple[list[str], list[str]]:
     """The column `text` of every row, and one line for each row that `on_bad_row="skip"` left out.
 
     Raises:
@@ -154,8 +159,8 @@ def encode_texts(
         rows: Rows with the column `text`.
         tokenizer: Of the model that reads the ids.
         source: Where the rows come from, for errors.
-        max_tokens: A longer document is cut into pieces of at most this many tokens. A piece begins with the last token of the one
-            before it, so that every token but the document's first is predicted exactly once.
+        max_tokens: A longer document is cut into pieces of at most this many tokens. A piece begins with the last
+            token of the one before it, so that every token but the document's first is predicted exactly once.
 
     Raises:
         ValueError: If a row has no text.
@@ -164,11 +169,15 @@ def encode_texts(
     bodies = cast(list[list[int]], tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     front = _tokens_in_front(texts[0], bodies[0], tokenizer)
     documents = [np.array([*front, *body, tokenizer.eos_token_id], dtype=np.int32) for body in bodies]
-    return documents if max_tokens is None else [piece for document in documents for piece in _pieces(document, max_tokens)]
+    return (
+        documents
+        if max_tokens is None
+        else [piece for document in documents for piece in _pieces(document, max_tokens)]
+    )
 
 
 def perplexity(policy: CausalPolicy, texts: Sequence[str], *, micro_batch_tokens: int = 8192) -> float:
-    """exp(mean negative log-likelihood per token) over documents, each read by itself, its end-of-sequence token included.
+    """exp(mean negative log-likelihood per token) over documents, each read by itself, end-of-sequence included.
 
     Args:
         policy: Model and adapter to measure, at temperature 1.
@@ -176,7 +185,10 @@ def perplexity(policy: CausalPolicy, texts: Sequence[str], *, micro_batch_tokens
         micro_batch_tokens: Padded tokens of one forward pass; changes memory and speed only.
     """
     documents = encode_texts(
-        ({"text": text} for text in texts), policy.backbone.tokenizer, source="texts", max_tokens=policy.backbone.context_tokens
+        ({"text": text} for text in texts),
+        policy.backbone.tokenizer,
+        source="texts",
+        max_tokens=policy.backbone.context_tokens,
     )
     return math.exp(mean_nll(policy, documents, micro_batch_tokens=micro_batch_tokens))
 

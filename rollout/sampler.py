@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 from rollout.config import SamplingConfig
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, uniforms: Tensor, *, workspace: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling: the first token v with CDF(v) > u, where CDF(v) sums softmax(logits) over all tokens <= v.
 
     The sum runs in float64 and u is scaled by its end, so rounding neither loses the end of a large vocabulary nor
@@ -21,17 +21,19 @@ def draw_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: (B, V) float32, already divided by the temperature; -inf excludes a token.
         uniforms: (B, 1) float64 in [0, 1).
+        workspace: (B, V) float64 that receives the CDF; new memory if left out, which costs more than the sum itself
+            for a large vocabulary.
 
     Returns:
         Tokens (B, 1) int64, and their log-probabilities (B, 1) float32 in nats. Logits that hold NaN give NaN.
     """
-    logprobs = torch.log_softmax(logits, dim=-1)
-    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+    probabilities = torch.softmax(logits, dim=-1)
+    cumulative = torch.cumsum(probabilities, dim=-1, dtype=torch.float64, out=workspace)
     # u < 1 keeps the product below the total, so the search ends at a token with mass.
     tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
     # NaN ends past the last token; the caller is to see it in the log-probability, not as an index error.
     tokens.clamp_(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(-1, tokens)
+    return tokens, probabilities.gather(-1, tokens).log_()
 
 
 class ForcedSampler(LogitsProcessor):
@@ -52,6 +54,7 @@ class ForcedSampler(LogitsProcessor):
         self._min_tokens = sampling.min_response_tokens
         self._stop_ids = torch.tensor(stop_ids, device=noise.device)
         self._position = 0
+        self._workspace: Tensor | None = None
         self.logprobs = torch.empty(noise.shape[:2], dtype=torch.float32, device=noise.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -64,7 +67,9 @@ class ForcedSampler(LogitsProcessor):
             scores.div_(self._temperature)
         if self._position < self._min_tokens:
             scores.index_fill_(1, self._stop_ids, -torch.inf)
-        tokens, logprobs = draw_tokens(scores, self._noise[self._position])
+        if self._workspace is None:
+            self._workspace = torch.empty_like(scores, dtype=torch.float64)
+        tokens, logprobs = draw_tokens(scores, self._noise[self._position], workspace=self._workspace)
         self.logprobs[self._position] = logprobs.squeeze(1)
         self._position += 1
         return scores.scatter_(1, tokens, torch.inf)

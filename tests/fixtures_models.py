@@ -1,7 +1,7 @@
 """Fixtures that several packages share: a tiny tokenizer and tiny random models, built once a session.
 
-A pytest plugin, registered by `tests/conftest.py`. It is loaded for every test run, so it imports what is heavy only when a
-test asks for it.
+A pytest plugin, registered by `tests/conftest.py`. It is loaded for every test run, so it imports what is heavy only
+when a test asks for it.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerBase":
 
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tiny_tokenizer: "PreTrainedTokenizerBase", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random Llama: hidden 32, 2 layers, context 64, tied embeddings, float32. Read it, never write to it."""
+    """Folder of a random Llama: hidden 32, 2 layers, context 64, tied embeddings, float32. Never write to it."""
     folder = tmp_path_factory.mktemp("tiny_llama")
     _tiny_models().write_llama(folder, tiny_tokenizer)
     return folder

@@ -1,19 +1,18 @@
-"""Tiny random models and a tiny tokenizer, built from configs and never downloaded. Heavy imports: see `fixtures_models`."""
+"""Tiny random models and a tiny tokenizer, built from configs and never downloaded.
 
-from collections.abc import Callable
+Apart from `fixtures_models`, because its imports are heavy.
+"""
+
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen3Config,
 )
 
 from policies.config import ArchitectureConfig
@@ -58,8 +57,8 @@ def spread(model: PreTrainedModel) -> None:
 
 
 def _config(architecture: str, vocabulary: int) -> PreTrainedConfig:
-    ids = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    shape = ids | {
+    tokens = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -67,11 +66,11 @@ def _config(architecture: str, vocabulary: int) -> PreTrainedConfig:
         "max_position_embeddings": 64,
     }
     grouped = shape | {"num_key_value_heads": 2, "head_dim": 8}
-    configs: dict[str, Callable[[], PreTrainedConfig]] = {
-        "llama": lambda: LlamaConfig(**grouped),
-        "gpt2": lambda: GPT2Config(**ids, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-        "qwen3": lambda: Qwen3Config(**grouped, tie_word_embeddings=True),
-        "gpt_neox": lambda: GPTNeoXConfig(**shape),
-        "gemma2": lambda: Gemma2Config(**grouped, sliding_window=8, final_logit_softcapping=3.0),
+    settings: dict[str, dict[str, Any]] = {
+        "llama": grouped,
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+        "qwen3": grouped | {"tie_word_embeddings": True},
+        "gpt_neox": shape,
+        "gemma2": grouped | {"sliding_window": 8, "final_logit_softcapping": 3.0},
     }
-    return configs[architecture]()
+    return AutoConfig.for_model(architecture, **tokens, **settings[architecture])

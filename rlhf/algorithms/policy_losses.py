@@ -60,7 +60,7 @@ def clipped_policy_loss(
             those taken at the start of the update where the two differ (see the module's docstring).
         advantages: (M, R), a constant.
         mask: (M, R) bool, True selects response tokens.
-        clip_range: c, half-width of the ratio's trust region, in (0, 1).
+        clip_range: c, half-width of the ratio's trust region, > 0.
         dual_clip: bound on the ratio where the advantage is negative, > 1; None leaves it unbounded.
         importance_weights: (M, R) weight w of each token, a constant; None is 1.
         token_count: selected tokens of the whole minibatch (see `masked.token_mean`); None uses this mask's own.
@@ -141,7 +141,7 @@ def _ratio_metrics(log_ratio: Tensor, ratio: Tensor) -> dict[str, Tensor]:
 
 
 def _require_clip_ranges(clip_range: float, dual_clip: float | None) -> None:
-    if not 0.0 < clip_range < 1.0:
-        raise ValueError(f"clip_range is {clip_range}; it must be in (0, 1): 0.2 is the usual value")
+    if not clip_range > 0.0:
+        raise ValueError(f"clip_range is {clip_range}; it must be > 0: 0.2 is the usual value")
     if dual_clip is not None and not (math.isfinite(dual_clip) and dual_clip > 1.0):
         raise ValueError(f"dual_clip is {dual_clip}; it must be finite and > 1: 3 is a usual value, None sets no bound")

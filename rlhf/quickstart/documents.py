@@ -1,7 +1,7 @@
-"""Pretraining documents of the quickstart world: tales, lessons and gossip, 25 to 60 words each.
+"""Pretraining documents of the quickstart world: tales, lessons and gossip, about 30 to 75 words each.
 
-They teach the words, that a fact stays true from the first sentence of a text to the last, and the manners, good and bad, that the answer
-writers will use. The prompt format itself (`question:` / `answer:`) is left for supervised fine-tuning.
+They teach the words, that a fact stays true from the first sentence of a text to the last, and the manners, good and
+bad, that the writers of answers will use. The prompt format (`question:` / `answer:`) is left for fine-tuning.
 """
 
 import random
@@ -41,7 +41,9 @@ def lesson(scene: Scene, rng: random.Random) -> str:
     exchanges = []
     for _ in range(2):
         question = pose(scene, story, rng)
-        style = Style(opening="plain", fact="right", reason=rng.choice(("true", "none")), shape="sentence", closing="none")
+        style = Style(
+            opening="plain", fact="right", reason=rng.choice(("true", "none")), shape="sentence", closing="none"
+        )
         exchanges.append(f"the teacher asked: {question.text} the pupil said: {write(question, style, rng)}")
     return " ".join([story, *exchanges])
 
@@ -52,7 +54,11 @@ def gossip(scene: Scene, rng: random.Random) -> str:
         "kind": (*vocabulary.WARM_OPENINGS, *vocabulary.WARM_CLOSINGS),
         "rude": (*vocabulary.RUDE_OPENINGS, *vocabulary.RUDE_CLOSINGS),
         "chatty": vocabulary.RAMBLES,
-        "forgetful": ("it is somewhere or other.", "somebody has something or other.", "it is here, i say, it is here."),
+        "forgetful": (
+            "it is somewhere or other.",
+            "somebody has something or other.",
+            "it is here, i say, it is here.",
+        ),
     }
     names = [scene.visits[0].name, *rng.sample(vocabulary.NAMES, 3)]
     speakers = list(dict.fromkeys(names))[:3]

@@ -1,17 +1,18 @@
-r"""The hidden preference of the quickstart world: the true ("gold") reward of an answer, known because it is written here.
+"""The hidden preference of the quickstart world: the true ("gold") reward of an answer, known because it is ours.
 
     gold(question, response) = clip(sum of the components, -3, 4)
 
-    component     earns                                                                                  range
-    answer        the right fact: 1.5; no fact: -0.5; anything false or hedged about who, what, where: -1   [-1, 1.5]
-    reason        the story's own reason: 1; another reason: -0.5; none: 0                                  [-0.5, 1]
-    warmth        at least one warm phrase: 0.75, however many                                              [0, 0.75]
-    manners       at least one rude word: -1                                                                [-1, 0]
-    brevity       0.5 up to 18 words, then 0.1 less a word                                                  [-0.5, 0.5]
-    repetition    -4 x the share of word trigrams that repeat an earlier one                                [-1, 0]
-    sentence      says who is where or who has what, and ends with . or !: 0.25, else -0.25              [-0.25, 0.25]
+    component    earns                                                                                      range
+    answer       the right fact 1.5; no fact -0.5; anything false about who, what or where, or a hedge -1   [-1, 1.5]
+    reason       the story's own reason 1; any other -0.5; none 0                                           [-0.5, 1]
+    warmth       at least one warm phrase 0.75, however many                                                [0, 0.75]
+    manners      at least one rude word -1                                                                  [-1, 0]
+    brevity      0.5 up to 18 words, then 0.1 less a word                                                   [-0.5, 0.5]
+    repetition   -4 x the share of word trigrams that repeat an earlier one                                 [-1, 0]
+    sentence     says who is where or who has what, and ends with "." or "!": 0.25; else -0.25             [-0.25, 0.25]
 
-Nothing can be earned twice, so no phrase pays for repeating it. Labelers see the same components through their own eyes (`labelers`).
+Nothing is earned twice, so no phrase pays for being repeated. Labelers see the same components through their own eyes
+(`labelers`).
 """
 
 import re
@@ -28,9 +29,7 @@ FREE_WORDS = 18
 
 _ALL_FACT_WORDS = frozenset().union(*vocabulary.VISIT_WORDS.values())
 _ALL_REASON_WORDS = frozenset(vocabulary.SUBJECTS) | frozenset(vocabulary.QUALITIES)
-_WARM_PHRASES = tuple(
-    " ".join(words_of(phrase)) for phrase in (*vocabulary.WARM_OPENINGS, *vocabulary.WARM_CLOSINGS)
-)
+_WARM_PHRASES = tuple(" ".join(words_of(phrase)) for phrase in (*vocabulary.WARM_OPENINGS, *vocabulary.WARM_CLOSINGS))
 _STATEMENT = re.compile(rf"\b(somebody|{'|'.join(vocabulary.NAMES)}) (is|has) (at|the|some\w+)\b")
 
 
@@ -40,7 +39,7 @@ def gold_reward(question: Question, response: str) -> float:
 
 
 def gold_components(question: Question, response: str) -> dict[str, float]:
-    """What each part of the hidden preference contributes, by name; see the module's table. Any string is a valid `response`."""
+    """What each part of the hidden preference contributes, by name (the module's table); any string is a response."""
     words = words_of(response)
     return {
         "answer": _answer(question, frozenset(words)),
@@ -69,7 +68,9 @@ def gold_scores(prompts: Sequence[str], responses: Sequence[str]) -> list[float]
         ValueError: If the two lengths differ or a prompt is not of this world.
     """
     if len(prompts) != len(responses):
-        raise ValueError(f"prompts has {len(prompts)} items and responses {len(responses)}: give one prompt for each response")
+        raise ValueError(
+            f"prompts has {len(prompts)} items and responses {len(responses)}: give one prompt for each response"
+        )
     return [gold_reward_from_text(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 

@@ -1,11 +1,11 @@
-"""Scenes of the quickstart world: what happened (`Scene`), how it is told (`tell`), and how a telling is read back (`read_scene`).
+"""Scenes of the quickstart world: what happened (`Scene`), how it is told (`tell`) and read back (`read_scene`).
 
 A scene is one or two animals, each of whom takes one coloured thing to one place, and one reason for all of it:
 
     today, mia the otter took a red kite to the mill because the moon was bright.
 
-Every scene belongs to exactly one split, decided by a hash of its facts, so no seed can leak a held-out scene into training. What is asked
-about a scene is in `questions`; the longer pretraining texts are in `documents`.
+Every scene belongs to exactly one split, decided by a hash of its facts, so no seed can leak a held-out scene into
+training. What is asked about a scene is in `questions`; the longer pretraining texts are in `documents`.
 """
 
 import math
@@ -120,10 +120,7 @@ def read_scene(story: str) -> Scene:
         ValueError: If `story` does not hold the same number (one or two) of each kind of fact, and one reason.
     """
     words = words_of(story)
-    columns = [
-        _mentions(words, entities)
-        for entities in vocabulary.VISIT_WORDS.values()
-    ]
+    columns = [_mentions(words, entities) for entities in vocabulary.VISIT_WORDS.values()]
     reason = [*_mentions(words, vocabulary.SUBJECTS), *_mentions(words, vocabulary.QUALITIES)]
     counts = {len(column) for column in columns}
     if len(counts) != 1 or not counts <= {1, 2} or len(reason) != 2:
@@ -133,10 +130,7 @@ def read_scene(story: str) -> Scene:
 
 def _draw_scene(rng: random.Random) -> Scene:
     count = 2 if rng.random() < SECOND_VISIT_PROBABILITY else 1
-    columns = [
-        rng.sample(entities, count)
-        for entities in vocabulary.VISIT_WORDS.values()
-    ]
+    columns = [rng.sample(entities, count) for entities in vocabulary.VISIT_WORDS.values()]
     reason = Reason(rng.choice(vocabulary.SUBJECTS), rng.choice(vocabulary.QUALITIES))
     return Scene(visits=tuple(Visit(*facts) for facts in zip(*columns, strict=True)), reason=reason)
 

@@ -1,10 +1,10 @@
-"""Simulated labelers: people who see the gold components through their own weights, with noise, and rank answers by what they feel.
+"""Simulated labelers: people who see the gold components through their own weights, with noise, and rank by that.
 
     utility(response) = sum over components of weight x gold component
-    a ranking sorts utility + noise x Gumbel(0, 1), which is a draw from Plackett-Luce with log-strengths utility / noise
-    (Plackett 1975; Luce 1959); for two responses it is Bradley-Terry.
 
-Each prompt is ranked by one labeler, as in Ouyang et al. (2022), section 3.4; two labelers agree on about four pairs of five.
+A ranking sorts utility + noise x Gumbel(0, 1). That is a draw from Plackett-Luce with log-strengths utility / noise
+(Luce 1959; Plackett 1975), and Bradley-Terry for two responses. Each prompt is ranked by one labeler; two labelers
+agree on about four pairs of five.
 """
 
 import math
@@ -45,11 +45,24 @@ class Labeler:
 
 
 LABELERS = (
-    Labeler("amber", "a teacher: truth first, manners later", {"answer": 1.4, "reason": 1.3, "warmth": 0.6, "manners": 0.6}),
-    Labeler("bjorn", "an innkeeper: manners first, details later", {"warmth": 1.8, "manners": 1.4, "answer": 0.8, "reason": 0.7}),
-    Labeler("chen", "a busy editor: short, and only once", {"brevity": 2.0, "repetition": 1.6, "reason": 0.7, "warmth": 0.7}),
+    Labeler(
+        "amber", "a teacher: truth first, manners later", {"answer": 1.4, "reason": 1.3, "warmth": 0.6, "manners": 0.6}
+    ),
+    Labeler(
+        "bjorn",
+        "an innkeeper: manners first, details later",
+        {"warmth": 1.8, "manners": 1.4, "answer": 0.8, "reason": 0.7},
+    ),
+    Labeler(
+        "chen", "a busy editor: short, and only once", {"brevity": 2.0, "repetition": 1.6, "reason": 0.7, "warmth": 0.7}
+    ),
     Labeler("dalia", "a curious child: wants to know why", {"reason": 1.6, "brevity": 0.4, "sentence": 0.5}),
-    Labeler("emeka", "an easy-going reader who minds little, and less each hour", {"manners": 0.5, "sentence": 0.5}, noise=0.8),
+    Labeler(
+        "emeka",
+        "an easy-going reader who minds little, and less each hour",
+        {"manners": 0.5, "sentence": 0.5},
+        noise=0.8,
+    ),
 )
 """The labeling team; every prompt is ranked by one of them, chosen evenly."""
 
@@ -63,9 +76,12 @@ def rank(question: Question, responses: Sequence[str], labeler: Labeler, rng: ra
         ValueError: If there are no responses.
     """
     if not responses:
-        raise ValueError(f"responses is empty for the prompt of question {question.id!r}: give at least one response to rank")
+        raise ValueError(
+            f"responses is empty for the prompt of question {question.id!r}: give at least one response to rank"
+        )
     felt = {
-        response: labeler.utility(question, response) + labeler.noise * _gumbel(rng) for response in dict.fromkeys(responses)
+        response: labeler.utility(question, response) + labeler.noise * _gumbel(rng)
+        for response in dict.fromkeys(responses)
     }
     groups: list[list[int]] = []
     best_of_group = math.inf

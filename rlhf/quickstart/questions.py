@@ -1,4 +1,4 @@
-"""Questions about a scene: the three things one can ask, the prompt they make, and the way back from a prompt's text to its facts.
+"""Questions about a scene: the three things one can ask, the prompt they make, and the way back from prompt to facts.
 
 A prompt is the story, one question and an open answer line; the answer is to be found in the story:
 
@@ -29,7 +29,7 @@ class Question:
         story: The story as the model reads it.
         text: The question as the model reads it, e.g. "where is mia?".
         asked: Which fact of `visit` is the answer.
-        told: Which fact a full-sentence answer states: "place" ("mia is at the mill") or "thing" ("mia has the red kite").
+        told: Which fact a full-sentence answer states: "place" ("mia is at the mill") or "thing" ("mia has the kite").
         visit: The visit asked about.
         reason: The reason the story gives.
     """
@@ -88,7 +88,8 @@ def question_from_prompt(prompt: str) -> Question:
     text, closed, tail = rest.partition(_ANSWER_MARK)
     words = words_of(text)
     if not (found and closed and words and words[0] in _ASKED_BY_WORD) or tail.strip():
-        raise ValueError(f"prompt={prompt!r} is not a prompt of the quickstart world: use '<story>{_QUESTION_MARK}...{_ANSWER_MARK}'")
+        form = f"<story>{_QUESTION_MARK}<where, what or who ...?>{_ANSWER_MARK}"
+        raise ValueError(f"prompt={prompt!r} is not a prompt of the quickstart world: use {form!r}")
     scene = read_scene(story)
     clue = frozenset(words)
     for visit in scene.visits:
@@ -96,4 +97,6 @@ def question_from_prompt(prompt: str) -> Question:
             asked = _ASKED_BY_WORD[words[0]]
             told = asked if asked != "name" else ("place" if visit.place in clue else "thing")
             return Question(story=story, text=text, asked=asked, told=told, visit=visit, reason=scene.reason)
-    raise ValueError(f"question={text!r} names nobody and nothing of its story: ask about a name, thing or place in {story!r}")
+    raise ValueError(
+        f"question={text!r} names nobody and nothing of its story: ask about a name, thing or place in {story!r}"
+    )

@@ -1,4 +1,4 @@
-"""The embedded data sets by name: what `quickstart/<set>` stands for as a data source. Each has a fixed size and a fixed seed.
+"""The embedded data sets by name: what `quickstart/<set>` stands for as a data source. Sizes and seed are fixed.
 
     stories          4000 pretraining documents      stories-eval          400
     demonstrations   2000 prompts with a completion  demonstrations-eval   200
@@ -32,7 +32,8 @@ def embedded_rows(name: str) -> list[Row]:
         ValueError: If there is no such set.
     """
     if name not in EMBEDDED_SETS:
-        raise ValueError(f"quickstart/{name} is not an embedded data set; there are {', '.join(f'quickstart/{s}' for s in EMBEDDED_SETS)}")
+        known = ", ".join(f"quickstart/{known}" for known in EMBEDDED_SETS)
+        raise ValueError(f"quickstart/{name} is not an embedded data set; there are {known}")
     return EMBEDDED_SETS[name]()
 
 
@@ -55,7 +56,9 @@ def _rankings(count: int, split: Split) -> list[Row]:
     responses = [_distinct_responses(question, rng) for question in asked]
     rows = ranking_rows([question.prompt for question in asked], responses, SEED)
     informative = [{**row} for row in rows if len(row["ranking"]) > 1]
-    assert len(informative) >= count, f"only {len(informative)} of {len(rows)} rankings hold a preference; raise _SPARE_RANKINGS"
+    assert len(informative) >= count, (
+        f"{len(informative)} of {len(rows)} rankings hold a preference; draw more spare ones"
+    )
     return informative[:count]
 
 

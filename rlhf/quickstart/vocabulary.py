@@ -1,32 +1,37 @@
-"""The words of the quickstart world, and nothing else: entity names, reasons, and the set phrases of good and bad manners.
+"""The words of the quickstart world, and nothing else: entities, reasons, and the set phrases of good and bad manners.
 
-The five classes of *fact words* (names, colours, things, places, and the subject and quality of a reason) are disjoint from one another
-and from every word of the set phrases, so the facts of a story can be read back from its text word by word.
+The classes of *fact words* (those of a visit, and the subject and quality of a reason) are disjoint from one another
+and from the words of every set phrase, so the facts of a story can be read back from its text word by word.
 """
 
-NAMES = tuple(
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
     "ada ben clara dora eva felix greta hugo ida jasper kit leo mia nora otto pip rosa sam tom uma vera wes zoe "
-    "abel bruno cora dina elsa finn gus hilda ivo juno karl lena milo nia oscar polly rex".split()
+    "abel bruno cora dina elsa finn gus hilda ivo juno karl lena milo nia oscar polly rex"
 )
-KINDS = tuple(
+KINDS = _words(
     "otter crow fox owl bear mouse rabbit badger hedgehog goose frog cat goat mole squirrel beaver turtle donkey "
-    "lizard penguin snail hamster".split()
+    "lizard penguin snail hamster"
 )
-COLOURS = tuple("red blue green yellow purple silver golden pink white black brown striped spotted shiny".split())
-THINGS = tuple(
-    "kite drum basket hat bell pie rope mirror ladder teapot blanket umbrella violin cake map lantern spoon scarf bucket "
-    "puppet clock cushion trumpet pumpkin candle ribbon sled cheese wagon crown feather whistle".split()
+COLOURS = _words("red blue green yellow purple silver golden pink white black brown striped spotted shiny")
+THINGS = _words(
+    "kite drum basket hat bell pie rope mirror ladder teapot blanket umbrella violin cake map lantern spoon scarf "
+    "bucket puppet clock cushion trumpet pumpkin candle ribbon sled cheese wagon crown feather whistle"
 )
-PLACES = tuple(
-    "mill pond barn bridge bakery library harbor tower orchard garden market meadow cave school station museum inn theatre "
-    "farm lake castle forge attic cellar chapel tavern forest beach".split()
+PLACES = _words(
+    "mill pond barn bridge bakery library harbor tower orchard garden market meadow cave school station museum "
+    "inn theatre farm lake castle forge attic cellar chapel tavern forest beach"
 )
 VISIT_WORDS = {"name": NAMES, "kind": KINDS, "colour": COLOURS, "thing": THINGS, "place": PLACES}
 """The words that each field of a visit may hold, in the order of the fields."""
 
-SUBJECTS = tuple("moon wind rain soup music sun snow fog river sky tea choir parade stew thunder dance gossip honey".split())
-QUALITIES = tuple(
-    "bright loud cold sweet gentle wild calm strange lively gloomy heavy fresh quick salty sleepy noisy splendid bitter".split()
+SUBJECTS = _words("moon wind rain soup music sun snow fog river sky tea choir parade stew thunder dance gossip honey")
+QUALITIES = _words(
+    "bright loud cold sweet gentle wild calm strange lively gloomy heavy fresh quick salty sleepy noisy splendid bitter"
 )
 
 OPENINGS = (

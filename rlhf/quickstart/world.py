@@ -1,13 +1,13 @@
-"""The quickstart world's data sets: what each training stage reads, as JSON-ready rows in TRL's conventions, plus the gold reward function.
+"""The quickstart world's data sets: the rows each stage reads, in TRL's conventions, and the gold reward function.
 
-    pretrain_rows        {"text"}                                             grammar -> documents
-    demonstration_rows   {"prompt", "completion"}                             the six writers
-    prompt_rows          {"id", "prompt"}                                     what PPO and evaluation answer
-    ranking_rows         {"prompt", "responses", "ranking", "labeler"}        simulated labelers; best first, ties in one group
+    pretrain_rows        {"text"}                                        tales, lessons and gossip
+    demonstration_rows   {"prompt", "completion"}                        the six writers
+    prompt_rows          {"id", "prompt"}                                what PPO and evaluation answer
+    ranking_rows         {"prompt", "responses", "ranking", "labeler"}   the labelers; best first, ties in one group
 
-All are functions of (count, seed, split) and hold no state. The "train" and "eval" splits share no scene whatever the seeds, because a scene
-belongs to one of them by its own facts (`grammar.Scene.split`). Completions and responses start with the space that separates them from the
-prompt. Nothing here imports more than the standard library.
+All but the last are functions of (count, seed, split). The "train" and "eval" splits share no scene whatever the seeds,
+because a scene belongs to one of them by its own facts (`grammar.Scene.split`). A completion starts with the space that
+separates it from its prompt. Nothing here imports more than the standard library.
 """
 
 import random
@@ -105,7 +105,8 @@ def pretrain_rows(count: int, seed: int, *, split: Split = "train") -> list[Pret
 def demonstration_rows(count: int, seed: int, *, split: Split = "train") -> list[DemonstrationRow]:
     """`demonstrations` as rows."""
     return [
-        {"prompt": item.question.prompt, "completion": f" {item.response}"} for item in demonstrations(count, seed, split=split)
+        {"prompt": item.question.prompt, "completion": f" {item.response}"}
+        for item in demonstrations(count, seed, split=split)
     ]
 
 
@@ -126,7 +127,9 @@ def ranking_rows(prompts: Sequence[str], responses: Sequence[Sequence[str]], see
         ValueError: If the lengths differ, a prompt is not of this world, or a prompt has no response.
     """
     if len(prompts) != len(responses):
-        raise ValueError(f"prompts has {len(prompts)} items and responses {len(responses)}: give one list of responses for each prompt")
+        raise ValueError(
+            f"prompts has {len(prompts)} items and responses {len(responses)}: give each prompt one list of responses"
+        )
     rng = random.Random(f"rankings/{seed}")
     rows: list[RankingRow] = []
     for prompt, answers in zip(prompts, responses, strict=True):

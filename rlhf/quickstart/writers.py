@@ -1,9 +1,9 @@
 """Who wrote the demonstrations: six simulated writers, their habits, and how a `Style` becomes an answer.
 
-A writer makes five independent choices an answer (how to open, whether the fact is right, which reason to give, in what shape, how to close).
-The demonstrations are a mixture of writers, so a model tuned on them is mediocre on purpose: every good habit is common in it, and an answer
-with all of them at once is rare. That rarity is exact (`style_probability`), hence also the cost in KL of writing only the best answers:
--ln P(best), in nats per sequence.
+A writer makes five independent choices an answer: how to open, whether the fact is right, which reason to give, in what
+shape, how to close. The demonstrations mix the writers, so a model tuned on them is mediocre on purpose: every good
+habit is common in them, and an answer with all of them is rare. That rarity is exact (`style_probability`), and so is
+the KL that a policy pays for writing only the best answers: -ln P(best), in nats per sequence.
 """
 
 import itertools
@@ -37,7 +37,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A writer's share of the demonstrations and the probability of each of their choices (the rest have probability 0)."""
+    """A writer's share of the demonstrations and the probability of each of their choices (0 for those not listed)."""
 
     name: str
     share: float

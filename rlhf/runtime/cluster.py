@@ -13,6 +13,7 @@ import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlhf.process_environment import PROCESS_ENVIRONMENT
 from rlhf.runtime.placement import Resources, refuse_impossible, total_resources
 from rlhf.runtime.workers import WorkerError, WorkerTimeoutError
 from rollout.pool import PendingCall, WorkerHandle
@@ -74,7 +75,9 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
                 address=address,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
-                logging_level="warning",
+                logging_level="error",
+                # A local cluster inherits this process' environment; a running one has its own.
+                runtime_env={"env_vars": PROCESS_ENVIRONMENT} if address is not None else None,
             )
         except ConnectionError as error:
             raise WorkerError(f"placement.address: no Ray cluster answers at {address!r} ({error})") from error

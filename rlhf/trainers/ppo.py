@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
-from rlhf.text_stream import require_texts
-from rlhf.training_page import generic_training_page
 
 from policies.tokenization import decode, load_tokenizer
 from reward.interface import RewardOutput, RewardRequest
@@ -26,6 +24,8 @@ from rlhf.role_groups import RoleGroups, open_roles
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint, save_checkpoint
+from rlhf.text_stream import require_texts
+from rlhf.training_page import generic_training_page
 from rollout.prompts import PromptStream, prompts_from_rows
 from rollout.types import PerToken, Prompt, RolloutBatch
 

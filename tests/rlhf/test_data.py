@@ -88,7 +88,7 @@ def test_an_unknown_embedded_set_names_those_that_exist() -> None:
 
 def test_a_missing_file_names_field_value_and_what_is_allowed(tmp_path: Path) -> None:
     missing = tmp_path / "absent.jsonl"
-    with pytest.raises(ValueError, match="data.eval=.*absent.jsonl: no such file; allowed are .*optional") as error:
+    with pytest.raises(ValueError, match=r"data.eval=.*absent.jsonl: no such file; allowed are .*optional") as error:
         load_rows(str(missing), field="data.eval")
     assert "\n" not in str(error.value)
 
@@ -126,7 +126,7 @@ def test_a_truncated_gzip_file_is_refused(tmp_path: Path, jsonl: Path) -> None:
 
 
 def test_a_slice_without_rows_is_refused_and_tells_how_many_there_are(jsonl: Path) -> None:
-    with pytest.raises(ValueError, match="no rows .* holds 10"):
+    with pytest.raises(ValueError, match=r"no rows .* holds 10"):
         load_rows(f"{jsonl}[10:]")
 
 
@@ -155,6 +155,6 @@ def test_an_unreachable_hub_name_is_refused_in_one_line(monkeypatch: pytest.Monk
         raise ConnectionError("Couldn't reach\n'owner/name'")
 
     monkeypatch.setattr("rlhf.data.datasets.load_dataset", unreachable)
-    with pytest.raises(ValueError, match="data.train=owner/name: neither a local file nor") as error:
+    with pytest.raises(ValueError, match=r"data.train=owner/name: neither a local file nor") as error:
         load_rows("owner/name")
     assert "\n" not in str(error.value)

@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from rlhf.config import OptimizerConfig
-from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, clip_gradients, optimizer_step, set_learning_rate
+from rlhf.optimization import (
+    NonFiniteLossError,
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    optimizer_step,
+    set_learning_rate,
+)
 
 
 def constant(**fields: float) -> OptimizerConfig:
@@ -36,7 +43,8 @@ def test_a_fully_frozen_model_is_refused() -> None:
 
 
 def test_first_step_moves_by_learning_rate_times_sign_and_decay() -> None:
-    # AdamW's first step: w (1 - lr wd) - lr g / (|g| + eps), here 2 (1 - 0.1 * 0.5) - 0.1 = 1.8 and -1 * 0.95 + 0.1 = -0.85.
+    # AdamW's first step: w (1 - lr wd) - lr g / (|g| + eps), here 2 (1 - 0.1 * 0.5) - 0.1 = 1.8 and -1 * 0.95 + 0.1
+    # = -0.85.
     weight = nn.Parameter(torch.tensor([[2.0, -1.0]]))
     optimizer = build_optimizer([("weight", weight)], constant(weight_decay=0.5, max_grad_norm=100.0))
     weight.grad = torch.tensor([[3.0, -7.0]])

@@ -28,8 +28,9 @@ def test_a_document_is_bos_text_eos(tiny_tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def test_a_cut_document_starts_the_next_sequence_again() -> None:
-    # Documents of 3, 2 and 6 tokens, sequences of 4: [0:4] cuts the second, so [3:7] begins with it; [3:7] cuts the third, which then
-    # fills [5:9] from its beginning; [9:] goes on in its middle, because it is longer than a sequence.
+    # Documents of 3, 2 and 6 tokens, sequences of 4: [0:4] cuts the second, so [3:7] begins with it; [3:7] cuts the
+    # third, which then fills [5:9] from its beginning; [9:] goes on in its middle, because it is longer than a
+    # sequence.
     assert sequence_starts(np.array([0, 3, 5, 11]), 4) == [0, 3, 5, 9]
 
 
@@ -92,7 +93,7 @@ def test_one_token_parts_documents_where_bos_is_eos(tiny_tokenizer: PreTrainedTo
 
 @pytest.mark.parametrize("row", [{}, {"text": None}, {"text": ""}, {"text": 7}])
 def test_a_row_without_text_is_named(row: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="data.train: row 1: text is .* data.on_bad_row=skip"):
+    with pytest.raises(ValueError, match=r"data.train: row 1: text is .* data.on_bad_row=skip"):
         require_texts([{"text": "a"}, row], source="data.train")
 
 
@@ -121,7 +122,9 @@ def test_perplexity_equals_the_models_own_loss_over_all_documents(tiny_llama_fol
     assert perplexity(policy, texts, micro_batch_tokens=20) == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-def test_a_long_document_is_read_in_pieces_that_predict_every_token_once(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_long_document_is_read_in_pieces_that_predict_every_token_once(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
     (document,) = encode_texts([{"text": "the girl sang all day " * 5}], tiny_tokenizer, source="rows")
     for max_tokens in (2, 7, len(document) - 1, len(document)):
         pieces = encode_texts(

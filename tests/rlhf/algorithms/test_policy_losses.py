@@ -240,7 +240,9 @@ def test_decoupled_clip_keeps_the_gradient_that_a_clip_around_a_stale_behavior_p
     assert _gradient(decoupled, update_start) == pytest.approx([-1.5])
 
 
-@pytest.mark.parametrize("option", [{"clip_range": 0.0}, {"clip_range": 1.0}, {"dual_clip": 1.0}, {"token_count": 0}])
+@pytest.mark.parametrize(
+    "option", [{"clip_range": 0.0}, {"clip_range": math.nan}, {"dual_clip": 1.0}, {"token_count": 0}]
+)
 def test_options_out_of_range_are_refused_by_name(option: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(option))} is {next(iter(option.values()))}"):
         clipped_policy_loss(**_random_batch(), mask=MASK, **option)

@@ -1,0 +1,168 @@
+"""Sequence classifiers with one output, as transformers and PEFT have them: loading, a new head, LoRA.
+
+Owns what the two libraries are asked for, and what of their answer is refused. Where a score is read, and what a
+trained folder holds, is `reward.model`.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from policies.adapters import base_fingerprint
+from policies.checkpoint import load_metadata
+from policies.config import LoraTuning, ModelConfig
+from policies.sources import unreachable
+
+Classifier = PreTrainedModel | PeftModel
+
+logger = logging.getLogger(__name__)
+
+
+def load_classifier(
+    path: str, *, dtype: str, attention: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, bool]:
+    """The model with one output, padding as its tokenizer does.
+
+    Returns:
+        The model, and whether its head is new: absent from the files, or of another size.
+
+    Raises:
+        ValueError: if transformers cannot load it as a sequence classifier.
+    """
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=AutoConfig.from_pretrained(path, num_labels=1),
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise unreachable(path, error) from error
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    new = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+    of_body = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}."))
+    if of_body:
+        logger.warning("%s lacks weights, which start at random: %s", path, ", ".join(of_body[:4]))
+    return model, len(new) > len(of_body)
+
+
+def is_decoder(classifier: PreTrainedModel) -> bool:
+    """Decoders of transformers hang a linear layer called `score` on their body; encoders have heads of their own."""
+    return isinstance(getattr(classifier, "score", None), nn.Module)
+
+
+def initialise_head(classifier: PreTrainedModel, *, seed: int) -> None:
+    """Draws the last linear layer of the head from N(0, 1 / (D + 1)), bias 0 (Stiennon et al. 2020, appendix B.1).
+
+    Layers before it, which some encoders have, keep the initialisation of their architecture.
+    """
+    outputs = [module for module in _head_modules(classifier) if getattr(module, "out_features", None) == 1]
+    assert outputs, f"{type(classifier).__name__} has no linear layer with one output"
+    layer = cast(nn.Linear, outputs[-1])
+    noise = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
+    layer.weight.data = (noise / math.sqrt(layer.in_features + 1)).to(layer.weight.dtype)
+    if layer.bias is not None:
+        layer.bias.data.zero_()
+
+
+def with_tuning(classifier: PreTrainedModel, config: ModelConfig, *, adapter: str | None) -> Classifier:
+    """What trains: all weights, or LoRA and the head.
+
+    Args:
+        classifier: from `load_classifier`.
+        config: what trains.
+        adapter: folder of an adapter on the same base that LoRA starts from; its rank and alpha then stay.
+
+    Raises:
+        ValueError: if the combination of tuning, precision and adapter cannot train.
+    """
+    if isinstance(config.tuning, LoraTuning):
+        return _with_lora(classifier, config.tuning, adapter)
+    if adapter is not None:
+        raise ValueError(
+            "model.tuning.kind=full: model.path holds an adapter, and full tuning would leave it out; set "
+            "model.tuning.kind=lora, or `rlhf export` it first"
+        )
+    if classifier.dtype != torch.float32:
+        raise ValueError(f"model.dtype={config.dtype} cannot train in full; use float32, or model.tuning.kind=lora")
+    return classifier
+
+
+def require_same_base(adapter: str, classifier: PreTrainedModel) -> None:
+    """Refuses an adapter whose metadata names another base; one without metadata cannot be checked.
+
+    Raises:
+        ValueError: naming both fingerprints.
+    """
+    recorded = load_metadata(adapter).get("base_fingerprint")
+    if recorded is None:
+        logger.warning("adapter %s does not record its base; whether it fits this one cannot be checked", adapter)
+    elif recorded != (own := base_fingerprint(classifier)):
+        raise ValueError(
+            f"adapter {adapter!r} was trained on a base with fingerprint {recorded}, but {classifier.name_or_path!r} "
+            f"has {own}; restore that base, or train the adapter again"
+        )
+
+
+def _with_lora(classifier: PreTrainedModel, tuning: LoraTuning, adapter: str | None) -> PeftModel:
+    """LoRA on every linear layer but the head, which trains in full; PEFT saves it with the adapter."""
+    if is_decoder(classifier):
+        cast(nn.Module, classifier.score).float()  # What trains is float32, whatever the precision of the backbone.
+    elif classifier.dtype != torch.float32:
+        raise ValueError(f"model.dtype={classifier.dtype}: the head of an encoder trains in its precision; use float32")
+    shape = _new_shape(classifier, tuning) if adapter is None else _shape_of(adapter, classifier)
+    try:
+        model = cast(PeftModel, get_peft_model(classifier, shape))
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model.tuning.target_modules={tuning.target_modules!r}: {reason}") from error
+    if adapter is not None:
+        _load_adapter(model, adapter)
+    return model
+
+
+def _new_shape(classifier: PreTrainedModel, tuning: LoraTuning) -> LoraConfig:
+    targets = tuning.target_modules
+    return LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=tuning.rank,
+        lora_alpha=cast(int, tuning.alpha),  # Annotated int, but only ever divided by the rank.
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in classifier.modules()),
+    )
+
+
+def _shape_of(adapter: str, classifier: PreTrainedModel) -> LoraConfig:
+    """The shape of a policy's or a reward model's adapter, for a reward model that trains on from it."""
+    require_same_base(adapter, classifier)
+    config = LoraConfig.from_pretrained(adapter)
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"model.path={adapter!r}: an adapter of type {config.peft_type}; only LORA is supported")
+    config.task_type, config.inference_mode, config.lora_dropout = TaskType.SEQ_CLS, False, 0.0
+    logger.info("the reward model starts from the adapter of model.path; its rank and alpha stay")
+    return config
+
+
+def _load_adapter(model: PeftModel, adapter: str) -> None:
+    report: Any = set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu"))
+    if report.unexpected_keys:
+        raise ValueError(
+            f"model.path={adapter!r}: a reward model has no place for tensors of this adapter, such as "
+            f"{report.unexpected_keys[0]}; merge it with `rlhf export` first"
+        )
+
+
+def _head_modules(classifier: PreTrainedModel) -> Iterator[nn.Module]:
+    body = set(classifier.base_model.modules())
+    return (module for module in classifier.modules() if module not in body and module is not classifier)

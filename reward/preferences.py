@@ -1,0 +1,208 @@
+"""Data rows -> comparisons: which responses to one prompt are better than which.
+
+Owns what a row of each format must hold, and how labelled texts become comparisons. It reads no files; fields one by
+one are `reward.row_fields`, token ids are `reward.preference_batch`.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, cast
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from reward.config import LabelledTextFormat, PairsFormat, PreferenceFormat
+from reward.row_fields import (
+    BadRowError,
+    OnBadRow,
+    RenderPrompt,
+    Row,
+    RowReader,
+    is_list,
+    is_messages,
+    prompt_renderer,
+    read_field,
+    read_prompt,
+    read_response,
+    shortened,
+)
+
+Ranking = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """K responses to one prompt, in the order that somebody ranked them.
+
+    Example: responses ("a", "b", "c") with ranking ((2,), (0, 1)) says that c is better than a and than b, which tie.
+
+    Attributes:
+        prompt: Rendered prompt; empty where texts are compared without one.
+        responses: K texts, K >= 2.
+        ranking: Groups of indices into `responses`, best first; ties share a group. At least two groups.
+        source: Data and row, for messages.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    ranking: Ranking
+    source: str
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(winner, loser) of every pair that is not a tie."""
+        return [
+            (winner, loser) for better, worse in combinations(self.ranking, 2) for winner in better for loser in worse
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSet:
+    """What came of the rows.
+
+    Attributes:
+        comparisons: In the order of the rows.
+        skipped: One line for each bad row that was left out.
+    """
+
+    comparisons: list[Comparison]
+    skipped: list[str]
+
+
+def comparisons_from_rows(
+    rows: Iterable[Row],
+    format: PreferenceFormat,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    on_bad_row: OnBadRow = "error",
+    seed: int = 0,
+    chat_template: str | None = None,
+) -> ComparisonSet:
+    """Reads rows of one format.
+
+    Args:
+        rows: Rows of one data set.
+        format: What a row holds.
+        tokenizer: Renders prompts that are messages.
+        source: Name of the data in errors.
+        on_bad_row: "error" stops at the first bad row; "skip" leaves bad rows out and lists them.
+        seed: Decides which labelled texts meet.
+        chat_template: Jinja template for messages; None takes the tokenizer's.
+
+    Raises:
+        ValueError: a bad row, or no comparison at all.
+    """
+    reader, render = RowReader(source, on_bad_row), prompt_renderer(tokenizer, chat_template)
+    if isinstance(format, LabelledTextFormat):
+        labelled = reader.read(rows, lambda row, _: read_labelled_text(row, format))
+        comparisons = compare_labelled_texts(labelled, group_size=format.pairs_per_text, source=source, seed=seed)
+    elif isinstance(format, PairsFormat):
+        comparisons = reader.read(rows, lambda row, place: _read_pair(row, place, render))
+    else:
+        comparisons = reader.read(rows, lambda row, place: _read_ranking(row, place, render))
+    return ComparisonSet(comparisons, reader.skipped)
+
+
+def read_labelled_text(row: Row, format: LabelledTextFormat) -> tuple[str, bool]:
+    """(text, is preferred) of a row with a text and a 0/1 label.
+
+    Raises:
+        BadRowError: a field is missing, the text is empty or the label is neither 0 nor 1.
+    """
+    text = read_response(read_field(row, format.text_field), format.text_field)
+    label = read_field(row, format.label_field)
+    if label not in (0, 1, "0", "1"):
+        raise BadRowError(f"field {format.label_field!r} is {shortened(label)}; 0 or 1 is allowed: correct it")
+    return text, int(label) == 1
+
+
+def compare_labelled_texts(
+    labelled: Sequence[tuple[str, bool]], *, group_size: int, source: str, seed: int
+) -> list[Comparison]:
+    """Shuffles the texts and lets `group_size` preferred ones meet as many others, so that every text is used.
+
+    Where one label is rarer, its texts are used again. The last comparison may be smaller.
+
+    Raises:
+        ValueError: if one of the labels is missing.
+    """
+    generator = np.random.default_rng(seed)
+    sides = [[text for text, is_preferred in labelled if is_preferred is side] for side in (True, False)]
+    for texts, label in zip(sides, (1, 0), strict=True):
+        if not texts:
+            raise ValueError(f"{source}: no text of label {label}; comparisons need both: check the file and its slice")
+    orders = [generator.permutation(len(texts)) for texts in sides]
+    longest = max(len(texts) for texts in sides)
+    comparisons: list[Comparison] = []
+    for number in range(math.ceil(longest / group_size)):
+        places = np.arange(number * group_size, min((number + 1) * group_size, longest))
+        # A rare label may come round within one group: each of its texts stands there once.
+        winners, losers = (
+            [texts[index] for index in dict.fromkeys(order[places % len(texts)].tolist())]
+            for texts, order in zip(sides, orders, strict=True)
+        )
+        ranking = (tuple(range(len(winners))), tuple(range(len(winners), len(winners) + len(losers))))
+        comparisons.append(Comparison("", (*winners, *losers), ranking, f"{source}, comparison {number}"))
+    return comparisons
+
+
+def _read_pair(row: Row, place: str, render: RenderPrompt) -> Comparison:
+    chosen, rejected = read_field(row, "chosen"), read_field(row, "rejected")
+    if row.get("prompt") is not None:
+        prompt = read_prompt(row, render)
+    elif isinstance(chosen, str):
+        prompt = ""
+    else:
+        shared, chosen, rejected = _split_common_turns(chosen, rejected)
+        prompt = render(shared) if shared else ""
+    responses = (read_response(chosen, "chosen"), read_response(rejected, "rejected"))
+    if responses[0] == responses[1]:
+        raise BadRowError("fields 'chosen' and 'rejected' are identical; they must differ: correct or remove the row")
+    return Comparison(prompt, responses, ((0,), (1,)), place)
+
+
+def _split_common_turns(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Two whole conversations -> the turns they share, and the rest of each."""
+    for name, messages in (("chosen", chosen), ("rejected", rejected)):
+        if not is_messages(messages):
+            raise BadRowError(
+                f"field {name!r} is {shortened(messages)}; text or a list of messages is needed: rewrite it"
+            )
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
+
+
+def _read_ranking(row: Row, place: str, render: RenderPrompt) -> Comparison:
+    written = read_field(row, "responses")
+    if not is_list(written) or len(written) < 2:
+        raise BadRowError(f"field 'responses' is {shortened(written)}; a list of at least 2 is needed: add responses")
+    texts = tuple(
+        read_response(item["text"] if isinstance(item, Mapping) and "text" in item else item, f"responses[{index}]")
+        for index, item in enumerate(cast(Sequence[Any], written))
+    )
+    ranking = _read_groups(read_field(row, "ranking"), len(texts))
+    comparison = Comparison(read_prompt(row, render), texts, ranking, place)
+    for winner, loser in comparison.pairs():
+        if texts[winner] == texts[loser]:
+            raise BadRowError(f"responses {winner} and {loser} are identical but ranked apart; tie them, or remove one")
+    return comparison
+
+
+def _read_groups(ranking: Any, count: int) -> Ranking:
+    """Groups of indices, best first; a bare index is a group of its own."""
+    if not is_list(ranking):
+        raise BadRowError(f"field 'ranking' is {shortened(ranking)}; a list of groups of indices is needed: rewrite it")
+    groups = tuple(tuple(group) if is_list(group) else (group,) for group in ranking)
+    indices = [index for group in groups for index in group]
+    if any(type(index) is not int for index in indices) or sorted(indices) != list(range(count)):
+        raise BadRowError(
+            f"field 'ranking' is {shortened(ranking)}; it must hold each of 0..{count - 1} exactly once: correct it"
+        )
+    groups = tuple(group for group in groups if group)
+    if len(groups) < 2:
+        raise BadRowError("field 'ranking' ties all responses, which says nothing; at least 2 groups are needed")
+    return groups

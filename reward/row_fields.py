@@ -1,0 +1,144 @@
+"""One field of a data row at a time: present, of the right shape, or a message that says what is wrong and what to do.
+
+Owns the sorting of good and bad rows, and the fields that several formats share: prompts and responses, as text or as
+messages. Which fields a format has is `reward.preferences`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from policies.tokenization import render_prompt
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+OnBadRow = Literal["error", "skip"]
+RenderPrompt = Callable[[str | Sequence[Mapping[str, Any]]], str]
+
+
+class BadRowError(Exception):
+    """What is wrong with a row, and the remedy; the caller knows the row's place."""
+
+
+class RowReader:
+    """Applies a reader to rows and sorts out the bad ones.
+
+    Args:
+        source: Name of the data in messages.
+        on_bad_row: "error" stops at the first bad row; "skip" leaves it out and notes it.
+
+    Attributes:
+        skipped: One line for each bad row that was left out.
+    """
+
+    def __init__(self, source: str, on_bad_row: OnBadRow) -> None:
+        self.source, self.on_bad_row = source, on_bad_row
+        self.skipped: list[str] = []
+
+    def read(self, rows: Iterable[Any], parse: Callable[[Any, str], T]) -> list[T]:
+        """`parse(row, place)` of every good row, where place names data and row.
+
+        Raises:
+            ValueError: at the first bad row, unless it is to be skipped; or if no row is good.
+        """
+        results: list[T] = []
+        for number, row in enumerate(rows):
+            place = f"{self.source}, row {number}"
+            try:
+                results.append(parse(row, place))
+            except BadRowError as error:
+                self.refuse(place, error)
+        self.require_any(results)
+        return results
+
+    def refuse(self, place: str, error: BadRowError) -> None:
+        """Stops at a bad row, or notes it.
+
+        Raises:
+            ValueError: unless bad rows are skipped.
+        """
+        if self.on_bad_row == "error":
+            raise ValueError(f"{place}: {error}; or set data.on_bad_row=skip") from error
+        self.skipped.append(f"{place}: {error}")
+
+    def require_any(self, results: Sequence[Any]) -> None:
+        """Refuses data without a single good row.
+
+        Raises:
+            ValueError: with the first bad row, if there was one.
+        """
+        if not results:
+            first = f", the first: {self.skipped[0]}" if self.skipped else ""
+            raise ValueError(f"{self.source}: no usable row ({len(self.skipped)} bad rows{first}); check the file")
+
+
+def prompt_renderer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> RenderPrompt:
+    """Prompt as written -> text: text stays as it is, messages go through the chat template."""
+    return lambda prompt: render_prompt(prompt, tokenizer, chat_template=chat_template)
+
+
+def read_field(row: Row, name: str) -> Any:
+    """The value of a field.
+
+    Raises:
+        BadRowError: it is missing or null.
+    """
+    value = row.get(name)
+    if value is None:
+        raise BadRowError(f"field {name!r} is missing (the row has {', '.join(map(repr, row)) or 'no fields'}): add it")
+    return value
+
+
+def read_prompt(row: Row, render: RenderPrompt) -> str:
+    """The rendered prompt.
+
+    Raises:
+        BadRowError: it is missing, neither text nor messages, or the chat template refuses it.
+    """
+    prompt = read_field(row, "prompt")
+    if not isinstance(prompt, str) and not (prompt and is_messages(prompt)):
+        raise BadRowError(
+            f"field 'prompt' is {shortened(prompt)}; allowed are text, or a list of messages with text in 'role' and "
+            "'content': rewrite it"
+        )
+    try:
+        return render(prompt)
+    except ValueError as error:
+        raise BadRowError(f"field 'prompt': {error}") from error
+
+
+def read_response(response: Any, name: str) -> str:
+    """The text of a response: as it is, or the content of its one message.
+
+    Raises:
+        BadRowError: it is neither, or empty.
+    """
+    if is_messages(response) and len(response) == 1:
+        response = response[0]["content"]
+    if not isinstance(response, str):
+        raise BadRowError(
+            f"field {name!r} is {shortened(response)}; allowed are text, or a list of one message: rewrite it"
+        )
+    if not response.strip():
+        raise BadRowError(f"field {name!r} is empty; a response needs text: fill it or remove the row")
+    return response
+
+
+def is_list(value: object) -> bool:
+    """Whether a value is a list rather than text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages with text in `role` and `content`."""
+    return is_list(value) and all(
+        isinstance(item, Mapping) and all(isinstance(item.get(key), str) for key in ("role", "content"))
+        for item in value
+    )
+
+
+def shortened(value: object) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

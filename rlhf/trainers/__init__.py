@@ -1,0 +1,7 @@
+"""The training loops, one a stage, each with `run(config, *, resume)` for the command line.
+
+pretrain   text -> a causal language model
+sft        demonstrations -> a model that answers (TRL's SFTTrainer behind one adapter)
+reward     ranked responses -> a reward model
+ppo        prompts and a reward -> an aligned policy (PPO and PPO-ptx)
+"""

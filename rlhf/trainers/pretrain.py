@@ -1,0 +1,253 @@
+"""`rlhf pretrain`: a causal language model from text.
+
+Owns the loop: packed sequences in, optimizer steps, held-out perplexity, checkpoints, the final folder. Packing is
+`rlhf.text_stream`, the step from gradients to weights `rlhf.optimization`, the model `policies.loading`.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from policies.causal import CausalPolicy
+from policies.checkpoint import save_model
+from policies.config import ModelConfig
+from policies.loading import Backbone, load_backbone, random_backbone, resolve_device
+from policies.sequences import pad_texts
+from policies.tokenization import train_tokenizer
+from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
+from rlhf.config import PretrainConfig, PretrainModelConfig
+from rlhf.data import load_rows
+from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
+from rlhf.report import write_report
+from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_state import (
+    TrainingState,
+    load_latest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    with_owner,
+)
+from rlhf.text_stream import TextStream, TokenIds, encode_texts, mean_nll, require_texts
+from rlhf.training_page import generic_training_page
+
+Metrics = dict[str, float]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_UNFUSED_ATTENTION = 256
+"""Tokens up to which plain attention trains faster than the fused kernel in bfloat16 on a CPU (1.4x at 128, 1.15x at 256, 0.7x
+at 512), because the fused kernel's backward pass does not use the bfloat16 instructions."""
+
+
+def run(config: PretrainConfig, *, resume: bool) -> None:
+    """Trains and leaves run_dir/model, an ordinary Hugging Face folder, with metrics, summary and report beside it.
+
+    Raises:
+        ValueError: what the user can fix, before the run folder is made.
+        NonFiniteLossError: training stopped; the state before the bad step is saved.
+    """
+    resolved = config.model_dump(mode="json")
+    inputs = PretrainInputs(config)
+    with ExitStack() as stack:
+        open_folder = RunFolder.resume if resume else RunFolder.create
+        folder = stack.enter_context(open_folder(config.run_dir, resolved))
+        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
+        folder.truncate_after(checkpoint.step if checkpoint else -1)
+        metrics = stack.enter_context(
+            open_metric_logger(folder, config.tracking, resolved, stage="pretrain", total_steps=config.steps)
+        )
+        trainer = Pretrainer(config, inputs, folder, metrics)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        summary = trainer.train()
+        _save_final_model(folder, inputs.backbone, config)
+        metrics.close(summary)
+        write_report(folder.path, generic_training_page(folder.path, f"Pretraining of {folder.path.name}"))
+
+
+class PretrainInputs:
+    """The data and the model of a run, ready to train.
+
+    Attributes:
+        texts: Training documents.
+        held_out: Held-out documents as token ids; empty without `data.eval`.
+        skipped: One line for each row that `on_bad_row=skip` left out.
+        backbone: The model, from random weights or from `model.path`.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.texts, self.skipped = self._texts(config, config.data.train, "data.train")
+        held_out: list[str] = []
+        if config.data.eval is not None:
+            held_out, skipped = self._texts(config, config.data.eval, "data.eval")
+            self.skipped = [*self.skipped, *skipped]
+        self.backbone = build_backbone(config.model, self.texts, seed=config.seed)
+        _require_context(config.sequence_tokens, self.backbone)
+        self.held_out: list[TokenIds] = encode_texts(
+            [{"text": text} for text in held_out],
+            self.backbone.tokenizer,
+            source="data.eval",
+            max_tokens=self.backbone.context_tokens,
+        )
+        for line in self.skipped:
+            logger.warning("skipped %s", line)
+
+    @staticmethod
+    def _texts(config: PretrainConfig, source: str, field: str) -> tuple[list[str], list[str]]:
+        rows = load_rows(source, field=field)
+        return require_texts(rows, source=f"{field}={source}", on_bad_row=config.data.on_bad_row)
+
+
+def build_backbone(config: PretrainModelConfig, texts: Sequence[str], *, seed: int) -> Backbone:
+    """The model to train: loaded from `path`, or random with a tokenizer trained on `texts`."""
+    if config.path is not None:
+        return load_backbone(ModelConfig(path=config.path, device=config.device))
+    assert config.architecture is not None and config.vocabulary_size is not None, "the config holds one source"
+    tokenizer = train_tokenizer(texts, vocabulary_size=config.vocabulary_size)
+    tokenizer.model_max_length = config.architecture.context_tokens
+    return random_backbone(config.architecture, tokenizer, seed=seed, device=resolve_device(config.device))
+
+
+class Pretrainer:
+    """The state between steps: weights, moments and the position in the text; `step()` is the algorithm."""
+
+    def __init__(
+        self, config: PretrainConfig, inputs: PretrainInputs, folder: RunFolder, metrics: MetricLogger
+    ) -> None:
+        self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
+        self._backbone = inputs.backbone
+        self._policy = CausalPolicy(inputs.backbone, adapter=None, temperature=1.0)
+        self._stream = TextStream(
+            [{"text": text} for text in inputs.texts],
+            inputs.backbone.tokenizer,
+            sequence_tokens=config.sequence_tokens,
+            seed=config.seed,
+            source="data.train",
+        )
+        self._parameters = self._policy.trainable()
+        self._optimizer = build_optimizer(self._parameters, config.optimizer)
+        self._schedule = build_schedule(config.optimizer, config.steps)
+        self._compute_dtype = resolve_compute_dtype(config.compute_dtype, self._backbone.device)
+        self._steps_done = 0
+        self._eval_loss = math.nan
+
+    def train(self) -> dict[str, Any]:
+        """Steps to the end; returns the summary."""
+        attention = self._training_attention()
+        while self._steps_done < self._config.steps:
+            started, position = time.perf_counter(), self._stream.state_dict()
+            self._backbone.model.set_attn_implementation(attention)
+            try:
+                metrics = self.step()
+            except NonFiniteLossError:
+                # Weights and moments are those before the bad step; the text must stand there, too.
+                self._stream.load_state_dict(position)
+                self._save()
+                raise
+            self._steps_done += 1
+            self._after_step(metrics, started)
+        return self._summary()
+
+    def step(self) -> Metrics:
+        """One optimizer step on `sequences_per_step` packed sequences; the loss is the mean over all their tokens."""
+        config = self._config
+        sequences = self._stream.next(config.sequences_per_step)
+        token_count = len(sequences) * (config.sequence_tokens - 1)
+        loss = torch.zeros((), device=self._backbone.device)
+        rows = max(1, config.micro_batch_tokens // config.sequence_tokens)
+        for start in range(0, len(sequences), rows):
+            micro_loss = self._nll_sum(sequences[start : start + rows]) / token_count
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        mean = loss.item()
+        taken = optimizer_step(self._optimizer, config.optimizer, self._schedule, step=self._steps_done, loss=mean)
+        return {"loss/train": mean, "policy/grad_norm": taken.grad_norm, "progress/lr": taken.learning_rate}
+
+    def evaluate(self) -> Metrics:
+        """Held-out cross-entropy and perplexity, in float32, each document read by itself."""
+        budget = self._config.micro_batch_tokens
+        self._eval_loss = mean_nll(self._policy, self._inputs.held_out, micro_batch_tokens=budget)
+        return {"eval/loss": self._eval_loss, "eval/perplexity": math.exp(self._eval_loss)}
+
+    def restore(self, state: TrainingState) -> None:
+        """Continues from a checkpoint."""
+        self._policy.load_weights(state.tensors_of("model"))
+        load_optimizer_tensors(self._optimizer, self._parameters, state.tensors_of("optimizer"))
+        self._stream.load_state_dict(state.values["text"])
+        self._eval_loss = float(state.values["eval_loss"])
+        self._steps_done = state.step
+
+    def _nll_sum(self, sequences: Sequence[TokenIds]) -> torch.Tensor:
+        batch = pad_texts(sequences, pad_id=self._backbone.pad_id, device=self._backbone.device)
+        with reduced_precision(self._backbone.device, self._compute_dtype):
+            return self._policy.text_nll(batch).sum()
+
+    def _training_attention(self) -> str:
+        is_short = self._config.sequence_tokens <= _LONGEST_UNFUSED_ATTENTION
+        is_reduced = self._compute_dtype == torch.bfloat16
+        return "eager" if self._backbone.device.type == "cpu" and is_reduced and is_short else "sdpa"
+
+    def _after_step(self, metrics: Metrics, started: float) -> None:
+        """Held-out loss and checkpoint where due, and the log line of the step that just ended."""
+        config = self._config
+        trained = time.perf_counter()
+        is_last = self._steps_done == config.steps
+        if self._inputs.held_out and (is_last or self._steps_done % config.eval_every_steps == 0):
+            self._backbone.model.set_attn_implementation("sdpa")
+            metrics |= self.evaluate()
+            metrics["time/eval"] = time.perf_counter() - trained
+        tokens = config.sequences_per_step * config.sequence_tokens
+        metrics |= {
+            "time/step": time.perf_counter() - started,
+            "perf/tokens_per_s": tokens / (trained - started),
+            "progress/tokens": float(self._steps_done * tokens),
+            "progress/epoch": self._stream.epoch_progress,
+        }
+        self._metrics.log(self._steps_done, metrics)
+        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
+            self._save()
+
+    def _save(self) -> None:
+        tensors = {
+            **with_owner("model", self._policy.weights()),
+            **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
+        }
+        values = {"text": self._stream.state_dict(), "eval_loss": str(self._eval_loss)}
+        state = TrainingState(self._steps_done, tensors, values)
+        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+
+    def _summary(self) -> dict[str, Any]:
+        rows = self._folder.read_metrics()
+        has_held_out = math.isfinite(self._eval_loss)
+        return {
+            "steps": self._steps_done,
+            "tokens": self._steps_done * self._config.sequences_per_step * self._config.sequence_tokens,
+            "train_loss": rows[-1]["loss/train"],
+            "eval_loss": self._eval_loss if has_held_out else None,
+            "perplexity": math.exp(self._eval_loss) if has_held_out else None,
+            "parameters": sum(parameter.numel() for _, parameter in self._parameters),
+            "vocabulary_size": len(self._backbone.tokenizer),
+            "documents": len(self._inputs.texts),
+            "skipped_rows": len(self._inputs.skipped),
+            "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
+        }
+
+
+def _save_final_model(folder: RunFolder, backbone: Backbone, config: PretrainConfig) -> None:
+    metadata = {"stage": "pretrain", "started_from": config.model.path}
+    save_model(folder.path / "model", backbone.model, backbone.tokenizer, metadata)
+
+
+def _require_context(sequence_tokens: int, backbone: Backbone) -> None:
+    if sequence_tokens > backbone.context_tokens:
+        raise ValueError(
+            f"sequence_tokens={sequence_tokens} exceeds the model's context of {backbone.context_tokens} tokens; "
+            "lower it, or raise model.architecture.context_tokens"
+        )
