@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig, TaskType
 from peft.tuners.lora import LoraLayer, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils import load_peft_weights
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
@@ -258,6 +258,7 @@ class AdapterSet:
             raise ValueError(
                 f"model.tuning.target_modules={config.target_modules!r}: {str(error).splitlines()[0]}"
             ) from error
+        cast_adapter_dtype(self.model, name)  # To float32, whatever the precision of the base.
         for parameter in self.model.parameters():
             parameter.requires_grad = id(parameter) in trains
         self._configs[name] = config

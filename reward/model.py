@@ -183,7 +183,7 @@ class RewardModel:
         if pad != eos and not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
             raise ValueError(
                 f"model.path={self._classifier.name_or_path!r}: padding changes the scores of "
-                f"{type(self._classifier).__name__} by {float((received - expected).abs().max()):.2g}; this architecture is "
+                f"{type(self._classifier).__name__} by {float((received - expected).abs().max()):.2g}; the architecture is "
                 "not supported"
             )
 
@@ -198,6 +198,6 @@ def _require_distinct_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None
     """The classifiers of transformers find the end of a padded row by the pad id: were that eos, one token early."""
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
-            f"model.pad_token={tokenizer.pad_token!r} of {path!r} is also its eos_token, so transformers would read the "
-            "score of the saved model one token early; set model.pad_token to another token of the vocabulary"
+            f"model.pad_token={tokenizer.pad_token!r} of {path!r} is also its eos_token, so transformers would read "
+            "the score of the saved model one token early; set model.pad_token to another token of the vocabulary"
         )

@@ -11,7 +11,7 @@ ComputeDtype = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve_compute_dtype(choice: ComputeDtype, device: torch.device) -> torch.dtype:
-    """The precision `choice` means on `device`; "auto" is bfloat16 where the hardware multiplies it natively, else float32."""
+    """What `choice` means on `device`; "auto" is bfloat16 where the hardware multiplies it natively, else float32."""
     if choice == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     return torch.bfloat16 if choice == "bfloat16" else torch.float32

@@ -69,8 +69,8 @@ def build_experience(
     Raises:
         NoScoredSamplesError: when every sample failed to be scored.
     """
-    kept = np.flatnonzero(np.isfinite(reward.scores))
-    if kept.size == 0:
+    kept: list[int] = np.flatnonzero(np.isfinite(reward.scores)).tolist()
+    if not kept:
         reasons = sorted({failure.reason for failure in reward.failures})
         raise NoScoredSamplesError(
             f"none of {len(batch)} samples was scored: {'; '.join(reasons) or 'scores are not finite'}"
@@ -89,7 +89,7 @@ def build_experience(
     advantages, returns = gae(rewards, padded_values, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
 
     metrics = _objective_metrics(scores, kl, rewards, logprobs, mask) | {
-        "rollout/dropped": float(len(batch) - kept.size),
+        "rollout/dropped": float(len(batch) - len(kept)),
         "critic/value_mean": masked_mean(padded_values, mask).item(),
         "critic/return_mean": masked_mean(returns, mask).item(),
         "critic/explained_var": explained_variance(padded_values, returns, mask).item(),

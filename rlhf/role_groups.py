@@ -14,9 +14,9 @@ import numpy as np
 
 from reward.interface import RewardFailure, RewardOutput, RewardRequest
 from rlhf.config import PpoConfig
-from rlhf.roles import ALL_ROLES, RoleHost, RoleName
-from rlhf.runtime.config import ColocatedPlacement, InProcessPlacement, SplitPlacement
-from rlhf.runtime.placement import Resources
+from rlhf.roles import RoleHost
+from rlhf.runtime.config import InProcessPlacement, SplitPlacement
+from rlhf.runtime.placement import ALL_ROLES, RoleName, Seat, seats_of
 from rlhf.runtime.workers import LocalWorker, fan_out
 from rollout.generation import repeat_prompts
 from rollout.pool import RolloutPool, WorkerHandle
@@ -144,38 +144,11 @@ def open_roles(config: PpoConfig) -> Iterator[RoleGroups]:
             ActorRequest(name, seat.resources, RoleHost, _host_arguments(config, seat)) for name, seat in seats.items()
         ]
         with ray_workers(requests, offered, timeout_seconds=placement.timeout_seconds) as workers:
-            by_role = {
+            by_role: dict[RoleName, Sequence[WorkerHandle]] = {
                 role: [w for w, seat in zip(workers, seats.values(), strict=True) if role in seat.roles]
                 for role in ALL_ROLES
             }
             yield _groups(config, by_role, timeout_seconds=placement.timeout_seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """One actor of a placement: the roles it hosts and what it reserves."""
-
-    roles: tuple[RoleName, ...]
-    resources: Resources
-
-
-def seats_of(placement: ColocatedPlacement | SplitPlacement, offered: Resources) -> dict[str, Seat]:
-    """Actors by name. A colocated actor without own numbers takes all CPUs, and one GPU where there is one."""
-    if isinstance(placement, ColocatedPlacement):
-        cpus = offered.cpus if placement.cpus is None else placement.cpus
-        gpus = min(1.0, offered.gpus) if placement.gpus is None else placement.gpus
-        return {"colocated": Seat(ALL_ROLES, Resources(cpus, gpus))}
-    seats: dict[str, Seat] = {}
-    fanned: Mapping[RoleName, Any] = {
-        "rollout": placement.rollout,
-        "reward": placement.reward,
-        "reference": placement.reference,
-    }
-    for role, wanted in fanned.items():
-        for index in range(wanted.workers):
-            seats[f"{role}-{index}"] = Seat((role,), Resources(wanted.cpus, wanted.gpus))
-    seats["learner"] = Seat(("learner",), Resources(placement.learner.cpus, placement.learner.gpus))
-    return seats
 
 
 def _host_arguments(config: PpoConfig, seat: Seat) -> dict[str, Any]:

@@ -5,7 +5,7 @@ stands in `rollout`, `reward`, `policies` and `rlhf.learner`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,15 +22,13 @@ from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
 from rlhf.learner import Learner
+from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream
 from rollout.hf_engine import HfGenerator
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 from rollout.weight_sync import Ack, WeightUpdate, pack
 from rollout.worker import RolloutWorker
-
-RoleName = Literal["rollout", "reward", "reference", "learner"]
-ALL_ROLES: tuple[RoleName, ...] = ("rollout", "reward", "reference", "learner")
 
 
 class RoleHost:

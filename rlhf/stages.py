@@ -67,6 +67,7 @@ _ALL = (
         summary="optimise a policy against a reward with PPO or PPO-ptx",
         config="rlhf.config:PpoConfig",
         run="rlhf.trainers.ppo:run",
+        plan="rlhf.plan:describe_placement",
         examples=(
             "configs/tiny/ppo.yaml",
             "configs/tiny/ppo.yaml placement.kind=split --dry-run",

@@ -141,9 +141,9 @@ def require_texts(
         if isinstance(text, str) and text:
             texts.append(text)
             continue
-        problem = f"{source}: row {number}: text is {text!r}; a text of at least one character is needed"
+        problem = f"{source}, row {number}: text is {text!r}; a text of at least one character is needed"
         if on_bad_row == "error":
-            raise ValueError(f"{problem}: correct the row, or set data.on_bad_row=skip")
+            raise ValueError(f"{problem}; or set data.on_bad_row=skip")
         skipped.append(problem)
     if not texts:
         raise ValueError(f"{source}: no row has a text; give rows with the field `text`")

@@ -6,6 +6,7 @@ Apart from `fixtures_models`, because its imports are heavy.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -15,8 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from policies.adapters import AdapterSet
 from policies.config import ArchitectureConfig
 from policies.loading import random_backbone
+from policies.sequences import SequenceBatch, pad_sequences
 from policies.tokenization import train_tokenizer
 
 _CORPUS = (
@@ -25,6 +28,9 @@ _CORPUS = (
     "user: where is the bird? assistant: the bird is in the tree.",
     "once there was a girl who liked to sing, and she sang all day.",
 )
+
+RAGGED = (([5, 6, 7], [8, 9]), ([10], [11, 12, 13, 14]), ([15, 16], [17]))
+"""(prompt, response) ids of three sequences: prompts of 3, 1 and 2 tokens, responses of 2, 4 and 1."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:
@@ -43,7 +49,9 @@ def write_llama(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def build_model(architecture: str, vocabulary: int) -> PreTrainedModel:
     """A fresh random model of one architecture, the same each time."""
-    model = AutoModelForCausalLM.from_config(_config(architecture, vocabulary), dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(_config(architecture, vocabulary), dtype=torch.float32)
     spread(model)
     return model.eval()
 
@@ -54,6 +62,21 @@ def spread(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+
+
+def ragged_batch(rows: tuple[int, ...] = (0, 1, 2), pad_id: int = 0) -> SequenceBatch:
+    """Some of the `RAGGED` sequences as one micro-batch, in a given order."""
+    prompts = [np.array(RAGGED[row][0], dtype=np.int32) for row in rows]
+    responses = [np.array(RAGGED[row][1], dtype=np.int32) for row in rows]
+    return pad_sequences(prompts, responses, pad_id=pad_id)
+
+
+@torch.no_grad()
+def randomize(adapters: AdapterSet, name: str, *, seed: int) -> None:
+    """Gives an adapter weights that change its output; a new one has B = 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in adapters.parameters(name):
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def _config(architecture: str, vocabulary: int) -> PreTrainedConfig:

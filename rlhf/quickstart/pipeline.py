@@ -127,7 +127,7 @@ def show(console: Console, outcomes: Outcomes, page: Path) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in outcome_rows(outcomes):
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row))
+        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
     console.print()
     console.print(table)
     before, after = outcomes.policies[0], outcomes.policies[-1]

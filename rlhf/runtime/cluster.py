@@ -3,6 +3,7 @@
 The roles themselves are plain classes (`rlhf.roles`); nothing here knows what they compute.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
                 address=address,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 # A local cluster inherits this process' environment; a running one has its own.
                 runtime_env={"env_vars": PROCESS_ENVIRONMENT} if address is not None else None,
             )

@@ -108,7 +108,7 @@ _FACTORY: ContextVar[SinkFactory] = ContextVar("console sink factory", default=C
 
 @contextmanager
 def console_sinks_from(factory: SinkFactory) -> Iterator[None]:
-    """Inside the context, stages show their numbers through `factory(stage, total_steps)`, so a chain has one display."""
+    """Inside the context, stages show their numbers through `factory(stage, total_steps)`: one display for all."""
     token = _FACTORY.set(factory)
     try:
         yield

@@ -1,8 +1,15 @@
 """What a placement asks for, what a machine offers, and the refusal of what can never fit. Needs no Ray."""
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from rlhf.runtime.config import ColocatedPlacement, RoleResources, SplitPlacement
+
+RoleName = Literal["rollout", "reward", "reference", "learner"]
+ALL_ROLES: tuple[RoleName, ...] = ("rollout", "reward", "reference", "learner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +23,33 @@ class Resources:
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One actor of a placement: the roles it hosts and what it reserves."""
+
+    roles: tuple[RoleName, ...]
+    resources: Resources
+
+
+def seats_of(placement: ColocatedPlacement | SplitPlacement, offered: Resources) -> dict[str, Seat]:
+    """Actors by name. A colocated actor without own numbers takes all CPUs, and one GPU where there is one."""
+    if isinstance(placement, ColocatedPlacement):
+        cpus = offered.cpus if placement.cpus is None else placement.cpus
+        gpus = min(1.0, offered.gpus) if placement.gpus is None else placement.gpus
+        return {"colocated": Seat(ALL_ROLES, Resources(cpus, gpus))}
+    seats: dict[str, Seat] = {}
+    fanned: Mapping[RoleName, RoleResources] = {
+        "rollout": placement.rollout,
+        "reward": placement.reward,
+        "reference": placement.reference,
+    }
+    for role, wanted in fanned.items():
+        for index in range(wanted.workers):
+            seats[f"{role}-{index}"] = Seat((role,), Resources(wanted.cpus, wanted.gpus))
+    seats["learner"] = Seat(("learner",), Resources(placement.learner.cpus, placement.learner.gpus))
+    return seats
+
+
 def refuse_impossible(requested: Sequence[Resources], offered: Resources) -> None:
     """Refuses a placement that asks for more than the whole cluster has, before anything waits for it.
 
@@ -25,12 +59,12 @@ def refuse_impossible(requested: Sequence[Resources], offered: Resources) -> Non
     total = total_resources(requested)
     if total.cpus <= offered.cpus + 1e-9 and total.gpus <= offered.gpus + 1e-9:
         return
-    share_cpus = offered.cpus / len(requested)
-    share_gpus = offered.gpus / len(requested)
+    # Rounded down, so that following the advice works.
+    share_cpus, share_gpus = (math.floor(100 * have / len(requested)) / 100 for have in (offered.cpus, offered.gpus))
     raise ValueError(
         f"placement: {len(requested)} actors ask for {total} in total, the cluster has {offered}; "
         "nearest layout that fits: "
-        f"cpus={share_cpus:.2g} gpus={share_gpus:.2g} for each actor, or placement.kind=colocated"
+        f"cpus={share_cpus:g} gpus={share_gpus:g} for each actor, or placement.kind=colocated"
     )
 
 

@@ -21,8 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-import yaml
-
+from rlhf.config_yaml import dump_yaml, parse_mapping
 from rlhf.runtime import json_lines
 from rlhf.runtime.environment import describe_environment
 
@@ -54,7 +53,7 @@ class RunFiles:
 
     def read_config(self) -> Row:
         """The resolved configuration the run was started with."""
-        return cast(Row, yaml.safe_load(self.config_path.read_text(encoding="utf-8")))
+        return cast(Row, parse_mapping(self.config_path.read_text(encoding="utf-8"), source=str(self.config_path)))
 
     def read_metrics(self) -> list[Row]:
         """One `{"step": ..., "<metric>": number}` a step, oldest first, non-finite values as floats again."""
@@ -209,7 +208,7 @@ def _write_owner(file: IO[str]) -> None:
 
 
 def _refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]) -> None:
-    saved, given = _leaves(files.read_config()), _leaves(yaml.safe_load(_to_yaml(resolved_config)))
+    saved, given = _leaves(files.read_config()), _leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration"))
     missing = "(absent)"
     keys = sorted(key for key in saved.keys() | given.keys() if key.split(".")[0] not in CHANGEABLE_ON_RESUME)
     changed = [key for key in keys if saved.get(key, missing) != given.get(key, missing)]
@@ -238,7 +237,7 @@ def _leaves(tree: object, prefix: str = "") -> Row:
 
 
 def _to_yaml(config: Mapping[str, object]) -> str:
-    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(dict(config))
 
 
 def _read_sessions(files: RunFiles) -> list[object]:

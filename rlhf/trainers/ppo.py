@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -263,7 +263,7 @@ class PpoTrainer:
 
         The mean score at the start and at the end, in the start's standard deviations.
         """
-        rows = self._folder.read_metrics()
+        rows = cast(list[dict[str, Any]], self._folder.read_metrics())
         window = max(1, min(10, len(rows) // 4))
         first, last = rows[0], rows[-1]
 

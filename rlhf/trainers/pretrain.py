@@ -42,8 +42,8 @@ Metrics = dict[str, float]
 logger = logging.getLogger(__name__)
 
 _LONGEST_UNFUSED_ATTENTION = 256
-"""Tokens up to which plain attention trains faster than the fused kernel in bfloat16 on a CPU (1.4x at 128, 1.15x at 256, 0.7x
-at 512), because the fused kernel's backward pass does not use the bfloat16 instructions."""
+"""Tokens up to which plain attention trains faster than the fused kernel in bfloat16 on a CPU (1.4x at 128, 1.15x at
+256, 0.7x at 512): the fused kernel's backward pass does not use the bfloat16 instructions."""
 
 
 def run(config: PretrainConfig, *, resume: bool) -> None:
@@ -109,7 +109,8 @@ def build_backbone(config: PretrainModelConfig, texts: Sequence[str], *, seed: i
     """The model to train: loaded from `path`, or random with a tokenizer trained on `texts`."""
     if config.path is not None:
         return load_backbone(ModelConfig(path=config.path, device=config.device))
-    assert config.architecture is not None and config.vocabulary_size is not None, "the config holds one source"
+    assert config.architecture is not None, "the config has checked that there is a path or an architecture"
+    assert config.vocabulary_size is not None, "the config has checked that an architecture has a vocabulary size"
     tokenizer = train_tokenizer(texts, vocabulary_size=config.vocabulary_size)
     tokenizer.model_max_length = config.architecture.context_tokens
     return random_backbone(config.architecture, tokenizer, seed=seed, device=resolve_device(config.device))

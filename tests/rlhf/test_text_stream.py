@@ -93,14 +93,14 @@ def test_one_token_parts_documents_where_bos_is_eos(tiny_tokenizer: PreTrainedTo
 
 @pytest.mark.parametrize("row", [{}, {"text": None}, {"text": ""}, {"text": 7}])
 def test_a_row_without_text_is_named(row: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"data.train: row 1: text is .* data.on_bad_row=skip"):
+    with pytest.raises(ValueError, match=r"data.train, row 1: text is .* data.on_bad_row=skip"):
         require_texts([{"text": "a"}, row], source="data.train")
 
 
 def test_skipped_rows_are_counted_and_reported() -> None:
     texts, skipped = require_texts([{"text": "a"}, {}, {"text": "b"}], source="data.train", on_bad_row="skip")
     assert texts == ["a", "b"]
-    assert [line.split(": text is")[0] for line in skipped] == ["data.train: row 1"]
+    assert [line.split(": text is")[0] for line in skipped] == ["data.train, row 1"]
 
 
 def test_nothing_but_bad_rows_is_refused_even_when_skipping() -> None:
