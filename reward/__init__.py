@@ -11,6 +11,7 @@ encoding          one prompt and response -> the ids a reward model reads
 normalization     mean 0 and standard deviation 1 of the scores, stored with the model
 preferences       data rows -> comparisons: pairs, K-wise rankings, labelled texts
 row_fields        fields of a data row, and what is said about a bad one
+demonstrations    rows with prompt and completion -> token ids: what the scale is fitted on
 preference_batch  comparisons -> token ids and index tensors for the ranking loss
 evaluation        accuracy with interval, margin and loss on comparisons
 baselines         what a learned model must beat: length, bag of words, naive Bayes

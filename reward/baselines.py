@@ -1,4 +1,4 @@
-"""What a learned reward model must beat: length, bag-of-words Bradley-Terry, unigram naive Bayes; and a judge made of the last.
+"""What a learned reward model must beat: length, bag-of-words Bradley-Terry, unigram naive Bayes; and a judge of these.
 
 Owns the trivial models (scikit-learn) and their training on comparisons or labelled texts. Accuracy and interval are
 `reward.evaluation`.
@@ -56,7 +56,7 @@ def length_scorer(train: Sequence[Comparison]) -> TextScorer:
 
 
 def bag_of_words_scorer(train: Sequence[Comparison]) -> TextScorer:
-    """w . counts(response), with w from Bradley-Terry: logistic regression, L2 at its default, on count differences."""
+    """Score w . counts(response), with w from Bradley-Terry: logistic regression on count differences, default L2."""
     vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
     counts: Any = vectorizer.fit_transform([response for comparison in train for response in comparison.responses])
     winners, losers, weights = _pair_rows(train)
@@ -68,12 +68,12 @@ def bag_of_words_scorer(train: Sequence[Comparison]) -> TextScorer:
 
 
 def naive_bayes_scorer(texts: Sequence[str], preferred: Sequence[bool]) -> TextScorer:
-    """log P(preferred | words) - log P(not preferred | words) of a unigram naive Bayes with add-one smoothing."""
+    """Log-odds log P(preferred | words) - log P(not preferred | words) of a unigram naive Bayes, add-one smoothing."""
     vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
     model = MultinomialNB().fit(vectorizer.fit_transform(texts), np.asarray(preferred, dtype=np.int64))
 
     def score(responses: Sequence[str]) -> Array:
-        joint = model.predict_joint_log_proba(vectorizer.transform(responses))
+        joint: Any = model.predict_joint_log_proba(vectorizer.transform(responses))
         return joint[:, 1] - joint[:, 0]
 
     return score
@@ -88,12 +88,12 @@ def naive_bayes_judge(
     label_field: str = "label",
     rows: str = "all",
 ) -> list[float]:
-    """Reward function: log-odds that a response is of label 1, by a naive Bayes trained once a process on labelled texts.
+    """Reward function: log-odds of label 1, by a naive Bayes trained, once in a process, on labelled texts.
 
     Args:
         prompts: Not read.
         responses: Texts to judge.
-        data: Local .jsonl, .json, .csv or .parquet file (also .gz), with an optional slice behind it, as in `x.jsonl[50%:]`.
+        data: Local .jsonl, .json, .csv or .parquet file (also .gz); a slice may follow, as in `x.jsonl[50%:]`.
         text_field: Column of the text.
         label_field: Column of the label, 0 or 1.
         rows: The slice, where it does not stand behind `data`: "all", or for instance "50%:" or ":1000".
@@ -121,8 +121,8 @@ def _read_rows(data: str, rows: str) -> list[Any]:
     kind = next((suffix[1:].lower() for suffix in reversed(path.suffixes) if suffix.lower() != ".gz"), "")
     if not path.is_file() or kind not in _FORMATS:
         raise ValueError(
-            f"data={data}: no such .jsonl, .json, .csv or .parquet file; correct the path (example data is optional and "
-            "comes separately)"
+            f"data={data}: no such .jsonl, .json, .csv or .parquet file; correct the path (example data is optional, "
+            "and comes separately)"
         )
     loaded = datasets.load_dataset(_FORMATS[kind], data_files=str(path), split="train", streaming=True)
     everything = list(loaded)
@@ -131,7 +131,7 @@ def _read_rows(data: str, rows: str) -> list[Any]:
         return everything
     bounds = _SLICE.fullmatch(selection)
     if bounds is None:
-        raise ValueError(f"rows={selection!r} is no slice; use `all`, or start and stop in rows or percent, such as `50%:`")
+        raise ValueError(f"rows={selection!r} is no slice; use `all`, or rows or percent such as `50%:`")
     start, stop = (_bound(bounds[name], len(everything)) for name in ("start", "stop"))
     return everything[start:stop]
 

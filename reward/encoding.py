@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from policies.tokenization import encode_completion, encode_prompt
+from reward.row_fields import BadRowError
 
 TokenIds = NDArray[np.int32]
 
@@ -41,6 +42,19 @@ class ExchangeEncoder:
         opening = self._opening if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int32)
         closing = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
         return np.concatenate([opening, np.asarray(response_ids[:length], dtype=np.int32), closing])
+
+
+def require_length(ids: TokenIds, max_tokens: int) -> None:
+    """Refuses an exchange that is too long; training cuts nothing off.
+
+    Raises:
+        BadRowError: naming both lengths.
+    """
+    if len(ids) > max_tokens:
+        raise BadRowError(
+            f"prompt plus response has {len(ids)} tokens, at most {max_tokens} are allowed (max_tokens, or the model's "
+            "context): shorten it or raise the limit"
+        )
 
 
 def _opening_ids(tokenizer: PreTrainedTokenizerBase) -> TokenIds:

@@ -58,9 +58,11 @@ def evaluate_scores(
     """
     responses = sum(len(comparison.responses) for comparison in comparisons)
     if not comparisons or len(scores) != responses:
-        raise ValueError(f"{len(scores)} scores for {responses} responses; give one score for each response, and at least one")
+        raise ValueError(
+            f"{len(scores)} scores for {responses} responses; give one score for each response, and at least one"
+        )
     gaps = _score_gaps(comparisons, np.asarray(scores, dtype=np.float64))
-    accuracies = np.array([np.mean(0.5 * (1.0 + np.sign(gap))) for gap in gaps])
+    accuracies = np.array([np.mean(0.5 * (1.0 + np.sign(gap))) for gap in gaps], dtype=np.float64)
     low, high = bootstrap_interval(accuracies, seed=seed, resamples=resamples)
     return PairEvaluation(
         accuracy=float(accuracies.mean()),

@@ -181,10 +181,10 @@ class RewardModel:
         received = self.raw_scores(padded, mask)
         tolerance = 1e-4 if self._classifier.dtype == torch.float32 else 3e-2
         if pad != eos and not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
+            gap = float((received - expected).abs().max())
             raise ValueError(
                 f"model.path={self._classifier.name_or_path!r}: padding changes the scores of "
-                f"{type(self._classifier).__name__} by {float((received - expected).abs().max()):.2g}; the architecture is "
-                "not supported"
+                f"{type(self._classifier).__name__} by {gap:.2g}; this architecture is not supported"
             )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from reward.encoding import ExchangeEncoder, TokenIds
+from reward.encoding import ExchangeEncoder, TokenIds, require_length
 from reward.preferences import Comparison, ComparisonSet
 from reward.row_fields import BadRowError, OnBadRow, RowReader
 
@@ -132,11 +132,7 @@ def group_comparisons(comparisons: Sequence[EncodedComparison], token_budget: in
 
 def _encode(comparison: Comparison, encoder: ExchangeEncoder, max_tokens: int) -> EncodedComparison:
     sequences = tuple(encoder.from_text(comparison.prompt, response) for response in comparison.responses)
-    longest = max(len(sequence) for sequence in sequences)
-    if longest > max_tokens:
-        raise BadRowError(
-            f"prompt plus response has {longest} tokens, at most {max_tokens} are allowed (max_tokens, or the model's "
-            "context): shorten it or raise the limit"
-        )
+    for sequence in sequences:
+        require_length(sequence, max_tokens)
     winners, losers = np.array(comparison.pairs(), dtype=np.int64).T
     return EncodedComparison(comparison, sequences, winners, losers)

@@ -108,11 +108,11 @@ def read_prompt(row: Row, render: RenderPrompt) -> str:
         raise BadRowError(f"field 'prompt': {error}") from error
 
 
-def read_response(response: Any, name: str) -> str:
+def read_response(response: Any, name: str, *, may_be_empty: bool = False) -> str:
     """The text of a response: as it is, or the content of its one message.
 
     Raises:
-        BadRowError: it is neither, or empty.
+        BadRowError: it is neither, or it is empty and may not be.
     """
     if is_messages(response) and len(response) == 1:
         response = response[0]["content"]
@@ -120,7 +120,7 @@ def read_response(response: Any, name: str) -> str:
         raise BadRowError(
             f"field {name!r} is {shortened(response)}; allowed are text, or a list of one message: rewrite it"
         )
-    if not response.strip():
+    if not response.strip() and not may_be_empty:
         raise BadRowError(f"field {name!r} is empty; a response needs text: fill it or remove the row")
     return response
 

@@ -120,6 +120,8 @@ class SftConfig(StageConfig):
     """Examples of one forward and backward pass; must divide `examples_per_step`."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest example; a longer one is a bad row."""
+    eval_every_steps: int = Field(default=100, ge=1)
+    """Steps between evaluations on `data.eval`; the last step is always evaluated."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, warmup_fraction=0.03, schedule="cosine")
     """Optimizer."""
     checkpoint: CheckpointConfig = CheckpointConfig()

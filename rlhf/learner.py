@@ -23,7 +23,13 @@ from rlhf.algorithms.policy_losses import MAX_LOG_RATIO, clipped_policy_loss, tr
 from rlhf.algorithms.value_losses import clipped_value_loss
 from rlhf.config import AlgorithmConfig, OptimizerConfig, PpoConfig
 from rlhf.experience import Experience
-from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
+from rlhf.optimization import (
+    NonFiniteLossError,
+    build_optimizer,
+    build_schedule,
+    optimizer_step,
+    require_finite,
+)
 from rlhf.runtime.training_state import TrainingState, load_optimizer_tensors, optimizer_tensors, with_owner
 from rlhf.text_stream import TextStream, perplexity
 from rollout.types import PerToken, TokenIds
@@ -48,16 +54,18 @@ class Trained:
         """Clips and applies the accumulated gradients; returns (gradient norm before clipping, learning rate).
 
         Raises:
-            NonFiniteLossError: before any weight has changed, naming the model, and the first parameter with a bad
-                gradient.
+            NonFiniteLossError: before any weight of this model has changed, naming the model.
         """
         try:
             result = optimizer_step(self._optimizer, self._config, self._schedule, step=self.steps_done, loss=loss)
         except NonFiniteLossError as error:
-            self._optimizer.zero_grad(set_to_none=True)
             raise NonFiniteLossError(f"{self.name} {error.quantity}", error.value, error.step) from error
         self.steps_done += 1
         return result.grad_norm, result.learning_rate
+
+    def clear_gradients(self) -> None:
+        """Forgets the accumulated gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     def gradients(self) -> list[Tensor]:
         """Copies of the accumulated gradients."""
@@ -125,7 +133,8 @@ class Learner:
             the largest |ratio - 1| before anything moved, which is 0 up to float error when sampler and learner agree.
 
         Raises:
-            NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those before that optimizer step.
+            NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those before that optimizer step,
+                and no gradient is left over.
         """
         proximal, weights = self._importance(experience)
         history = [
@@ -145,7 +154,7 @@ class Learner:
         return perplexity(self._policy, texts, micro_batch_tokens=self._budget)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything of the learner that decides the next number: tensors, and plain values."""
+        """Everything of the learner that decides the next number: tensors, which share its memory, and plain values."""
         tensors = {
             **with_owner("policy", self._policy.weights()),
             **with_owner("critic", self._critic.state()),
@@ -215,11 +224,23 @@ class Learner:
             padding.append((batch.input_ids.numel(), int(batch.attention_mask.sum())))
         metrics = _to_floats(totals)
         metrics |= self._ptx_backward()
-        policy_loss = metrics["loss/policy"] + metrics.get("loss/ptx", 0.0)
-        metrics["policy/grad_norm"], metrics["policy/lr"] = self._policy_training.step(policy_loss)
-        metrics["critic/grad_norm"], _ = self._critic_training.step(metrics["loss/value"])
+        metrics |= self._step(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0), metrics["loss/value"])
         padded, real = map(sum, zip(*padding, strict=True))
         metrics["perf/padding_waste"] = 1.0 - real / padded
+        return metrics
+
+    def _step(self, policy_loss: float, value_loss: float) -> dict[str, float]:
+        """Moves policy and critic; neither, where one of the losses is not finite."""
+        policy, critic = self._policy_training, self._critic_training
+        metrics: dict[str, float] = {}
+        try:
+            require_finite(policy.steps_done, **{"policy loss": policy_loss, "critic loss": value_loss})
+            metrics["policy/grad_norm"], metrics["policy/lr"] = policy.step(policy_loss)
+            metrics["critic/grad_norm"], metrics["critic/lr"] = critic.step(value_loss)
+        except NonFiniteLossError:
+            policy.clear_gradients()
+            critic.clear_gradients()
+            raise
         return metrics
 
     def _policy_backward(self, columns: _Padded, importance: Tensor | None, token_count: int) -> Sums:
@@ -255,23 +276,34 @@ class Learner:
             token_count=token_count,
         )
         (self._algorithm.value_coefficient * loss).backward()
-        return {"loss/value": loss.detach(), "critic/clipfrac": metrics["clipfrac"]}
+        return {"loss/value": loss.detach()} | {f"critic/{name}": metrics[name] for name in ("clipfrac", "squared_error")}
 
     def _ptx_backward(self) -> dict[str, float]:
         """Adds the gradient of the pretraining loss; reports the size of its gradient beside that of the PPO loss."""
         if self._ptx is None or self._algorithm.ptx is None:
             return {}
         before = self._policy_training.gradients()
-        batch = self._text_batch(self._ptx.next(self._algorithm.ptx.sequences_per_minibatch))
-        loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask)
-        (self._algorithm.ptx.coefficient * loss).backward()
+        loss = self._text_backward(
+            self._ptx.next(self._algorithm.ptx.sequences_per_minibatch), self._algorithm.ptx.coefficient
+        )
         after = self._policy_training.gradients()
         ptx_norm = torch.stack([(b - a).square().sum() for a, b in zip(before, after, strict=True)]).sum().sqrt()
         ppo_norm = torch.stack([a.square().sum() for a in before]).sum().sqrt()
-        return {"loss/ptx": loss.item(), "policy/ptx_gradient_ratio": (ptx_norm / ppo_norm.clamp(min=1e-12)).item()}
+        ratio = ptx_norm / ppo_norm.clamp(min=1e-12)
+        return _to_floats({"loss/ptx": loss, "policy/ptx_gradient_ratio": ratio})
 
-    def _text_batch(self, texts: Sequence[TokenIds]) -> SequenceBatch:
-        return pad_texts(texts, pad_id=self._backbone.pad_id, device=self._backbone.device)
+    def _text_backward(self, texts: Sequence[TokenIds], coefficient: float) -> Tensor:
+        """Loss of all texts; the gradient of `coefficient` times it is added."""
+        predicted = sum(len(text) - 1 for text in texts)
+        total = torch.zeros((), device=self._backbone.device)
+        for indices in micro_batches([len(text) for text in texts], self._budget):
+            batch = pad_texts(
+                [texts[i] for i in indices], pad_id=self._backbone.pad_id, device=self._backbone.device
+            )
+            loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask, predicted)
+            (coefficient * loss).backward()
+            total += loss.detach()
+        return total
 
     def _micro_batches(
         self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]

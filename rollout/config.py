@@ -35,7 +35,7 @@ class HfEngineConfig(StrictModel):
 
     kind: Literal["hf"] = "hf"
     """Tag of this variant."""
-    batch_size_responses: int = Field(default=64, ge=1)
+    batch_size_responses: int = Field(default=128, ge=1)
     """Responses decoded side by side; changes speed and memory, never the samples."""
     merge_adapter: bool = True
     """While decoding, the adapter is added into a copy of the weights it adapts: faster, for the memory of that copy.

@@ -170,8 +170,8 @@ class HfGenerator:
         length = int(stops[0]) + 1 if stops.size else len(response)
         if not np.isfinite(logprobs[:length]).all():
             raise NonFiniteLogitsError(
-                f"prompt {prompt.id!r}: the policy's logits are not finite at version {self._version}; its weights hold "
-                "NaN or infinity: go back to an earlier checkpoint and lower the learning rate"
+                f"prompt {prompt.id!r}: the policy's logits are not finite at version {self._version}; its weights "
+                "hold NaN or infinity: go back to an earlier checkpoint and lower the learning rate"
             )
         return Completion(
             prompt_id=prompt.id,

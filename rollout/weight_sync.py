@@ -99,7 +99,8 @@ def max_abs_difference(expected: Sequence[PerToken], actual: Sequence[PerToken])
             f"canary: expected tokens per sequence {[len(a) for a in expected]}, got {[len(a) for a in actual]}; "
             "compare the same sequences"
         )
-    difference = np.abs(np.concatenate(expected) - np.concatenate(actual))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is handled below
+        difference = np.abs(np.concatenate(expected) - np.concatenate(actual))
     return float(np.where(np.isfinite(difference), difference, np.inf).max())
 
 

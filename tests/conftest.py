@@ -20,6 +20,8 @@ os.environ |= {
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("RLHF_DEBUG", None)
 
+pytest_plugins = ["tests.fixtures_models"]
+
 OBJECT_STORE_BYTES = 128 * 1024**2
 
 

@@ -1,4 +1,4 @@
-"""Pretraining documents of the quickstart world: tales, lessons and gossip, about 30 to 75 words each.
+"""Pretraining documents of the quickstart world: lessons, tales, songs and gossip, 20 to 75 words each.
 
 They teach the words, that a fact stays true from the first sentence of a text to the last, and the manners, good and
 bad, that the writers of answers will use. The prompt format (`question:` / `answer:`) is left for fine-tuning.
@@ -9,15 +9,28 @@ from collections.abc import Callable
 
 from rlhf.quickstart import vocabulary
 from rlhf.quickstart.grammar import Scene, Split, sample_scene, tell
-from rlhf.quickstart.questions import pose
-from rlhf.quickstart.writers import Style, write
+from rlhf.quickstart.questions import Question, pose
+from rlhf.quickstart.writers import ReasonGiven, Style, write
 
 
 def sample_document(rng: random.Random, split: Split) -> str:
-    """Draw a pretraining document about a scene of `split`: a tale (30 %), a lesson (55 %) or gossip (15 %)."""
-    kinds: tuple[Callable[[Scene, random.Random], str], ...] = (tale, lesson, gossip)
-    (kind,) = rng.choices(kinds, weights=(30, 55, 15))
+    """Draw a document about a scene of `split`: a lesson (45 %), a tale (25 %), a song (20 %) or gossip (10 %)."""
+    kinds: tuple[Callable[[Scene, random.Random], str], ...] = (lesson, tale, song, gossip)
+    (kind,) = rng.choices(kinds, weights=(45, 25, 20, 10))
     return kind(sample_scene(rng, split), rng)
+
+
+def lesson(scene: Scene, rng: random.Random) -> str:
+    """A story and two different questions about it, each answered truly and plainly, with or without the reason."""
+    story = tell(scene, rng)
+    first = pose(scene, story, rng)
+    second = pose(scene, story, rng)
+    while second.text == first.text:
+        second = pose(scene, story, rng)
+    exchanges = (
+        f"the teacher asked: {item.text} the pupil said: {_plain_truth(item, rng)}" for item in (first, second)
+    )
+    return " ".join([story, *exchanges])
 
 
 def tale(scene: Scene, rng: random.Random) -> str:
@@ -35,17 +48,15 @@ def tale(scene: Scene, rng: random.Random) -> str:
     return " ".join([tell(scene, rng), *(sentences[index] for index in kept)])
 
 
-def lesson(scene: Scene, rng: random.Random) -> str:
-    """A story and two questions about it, each answered truly and plainly, with and without the reason."""
-    story = tell(scene, rng)
-    exchanges = []
-    for _ in range(2):
-        question = pose(scene, story, rng)
-        style = Style(
-            opening="plain", fact="right", reason=rng.choice(("true", "none")), shape="sentence", closing="none"
-        )
-        exchanges.append(f"the teacher asked: {question.text} the pupil said: {write(question, style, rng)}")
-    return " ".join([story, *exchanges])
+def song(scene: Scene, rng: random.Random) -> str:
+    """A song about one visit and the reason, with a refrain; what is sung twice teaches a young model to copy."""
+    visit = scene.visits[0]
+    lines = [f"{visit.name} the {visit.kind}", f"a {visit.colour} {visit.thing}", f"off to the {visit.place}"]
+    lines = [*rng.sample(lines, rng.randint(1, 2)), scene.reason.clause]
+    rng.shuffle(lines)
+    verse = f"sing {', '.join(lines)}!"
+    refrains = (f"{verse} {verse}", " ".join(f"{line}, oh, {line}!" for line in lines))
+    return f"{verse} {rng.choice(refrains)}"
 
 
 def gossip(scene: Scene, rng: random.Random) -> str:
@@ -67,3 +78,8 @@ def gossip(scene: Scene, rng: random.Random) -> str:
         manner = rng.choice(tuple(manners))
         lines.append(f"{name}, who was {manner}, said: {rng.choice(manners[manner])}")
     return " ".join([f"{rng.choice(vocabulary.OPENINGS)} {scene.reason.clause}.", *lines])
+
+
+def _plain_truth(question: Question, rng: random.Random) -> str:
+    reason: ReasonGiven = rng.choice(("true", "none"))
+    return write(question, Style(opening="plain", fact="right", reason=reason, shape="sentence", closing="none"), rng)

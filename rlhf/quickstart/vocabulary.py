@@ -14,8 +14,7 @@ NAMES = _words(
     "bruno gus ivo juno lena milo oscar"
 )
 KINDS = _words(
-    "otter crow fox owl bear mouse rabbit badger hedgehog goose frog cat mole squirrel beaver donkey penguin "
-    "snail"
+    "otter crow fox owl bear mouse rabbit badger hedgehog goose frog cat mole squirrel beaver donkey penguin snail"
 )
 COLOURS = _words("red blue green yellow purple silver golden pink white black striped spotted")
 THINGS = _words(

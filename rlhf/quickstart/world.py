@@ -1,6 +1,6 @@
 """The quickstart world's data sets: the rows each stage reads, in TRL's conventions, and the gold reward function.
 
-    pretrain_rows        {"text"}                                        tales, lessons and gossip
+    pretrain_rows        {"text"}                                        lessons, tales, songs and gossip
     demonstration_rows   {"prompt", "completion"}                        the six writers
     prompt_rows          {"id", "prompt"}                                what PPO and evaluation answer
     ranking_rows         {"prompt", "responses", "ranking", "labeler"}   the labelers; best first, ties in one group

@@ -48,6 +48,11 @@ CONSOLE_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("eval/score", "score"),
         ("time/step", "s"),
     ),
+    "generate": (
+        ("rollout/response_length_mean", "length"),
+        ("rollout/eos_rate", "ended"),
+        ("time/step", "s"),
+    ),
 }
 _VALUE_WIDTH = 8
 

@@ -119,8 +119,9 @@ def load_optimizer_tensors(
         states.setdefault(name, {})[key] = tensor
     for name, state in states.items():
         parameter = parameters[name]
-        # Fused AdamW wants `step` on the parameter's device in float32, like the moments.
-        optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+        # Fused AdamW wants `step` on the parameter's device in float32, like the moments. Copies, because the optimizer
+        # writes into them, and the state may be loaded again.
+        optimizer.state[parameter] = {key: tensor.to(parameter.device, copy=True) for key, tensor in state.items()}
 
 
 def _write_state(folder: Path, state: TrainingState) -> None:

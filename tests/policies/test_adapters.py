@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,7 +24,7 @@ SMALL = LoraTuning(rank=2, alpha=8)
 LARGE = LoraTuning(rank=5, alpha=5)
 
 
-def logits(model: PreTrainedModel) -> Tensor:
+def logits(model: nn.Module) -> Tensor:
     return model(input_ids=IDS, use_cache=False).logits
 
 
@@ -77,6 +77,12 @@ def test_a_new_adapter_changes_nothing_and_depends_on_its_seed_only(tiny_model: 
 
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not all(torch.equal(once[name], other[name]) for name in once)
+
+
+def test_adapters_arrive_frozen(adapters: AdapterSet):
+    adapters.copy("policy", "reference")
+
+    assert not any(parameter.requires_grad for parameter in adapters.model.parameters())
 
 
 def test_adding_an_adapter_leaves_the_global_random_state_alone(tiny_model: Callable[[str], PreTrainedModel]):
@@ -147,7 +153,7 @@ def test_a_frozen_adapter_receives_no_gradient(adapters: AdapterSet):
 
 
 def test_an_adapter_does_not_train_on_a_base_that_trains(adapters: AdapterSet):
-    adapters.model.get_input_embeddings().weight.requires_grad = True
+    next(adapters.model.parameters()).requires_grad = True
 
     with pytest.raises(ValueError, match="'policy' cannot train on a base that trains"):
         adapters.trainable("policy")
@@ -311,16 +317,15 @@ def test_the_adapter_of_a_classifier_loads_onto_the_causal_base_without_its_head
 ):
     classifier = AutoModelForSequenceClassification.from_pretrained(tiny_llama_folder, num_labels=1)
     config = LoraConfig(task_type="SEQ_CLS", r=3, init_lora_weights=False, target_modules="all-linear")
-    theirs = get_peft_model(classifier, config).eval()
-    theirs.save_pretrained(str(tmp_path))
+    get_peft_model(classifier, config).save_pretrained(str(tmp_path))  # puts the layers into `classifier` itself
 
     adapters = AdapterSet(llama)
     adapters.load("reward", tmp_path)
 
     with adapters.use("reward"):
         received = llama.base_model(input_ids=IDS).last_hidden_state
-    assert torch.equal(received, theirs.base_model.model.model(input_ids=IDS).last_hidden_state)
-    assert base_fingerprint(theirs.base_model.model) == base_fingerprint(llama)
+    assert torch.equal(received, classifier.eval().base_model(input_ids=IDS).last_hidden_state)
+    assert base_fingerprint(classifier) == base_fingerprint(llama)
 
 
 def test_an_adapter_that_replaces_whole_modules_is_refused(
@@ -335,9 +340,9 @@ def test_an_adapter_that_replaces_whole_modules_is_refused(
 
 def test_an_adapter_of_another_base_is_refused(llama: PreTrainedModel, tmp_path: Path):
     with_two_adapters(llama).save("policy", tmp_path / "policy")
-    other = AutoModelForCausalLM.from_pretrained(llama.name_or_path)
+    other = AutoModelForCausalLM.from_pretrained(str(llama.name_or_path))
     with torch.no_grad():
-        other.get_input_embeddings().weight.mul_(1.05)
+        next(other.parameters()).mul_(1.05)
 
     with pytest.raises(ValueError, match="was trained on a base with fingerprint"):
         AdapterSet(other).load("policy", tmp_path / "policy")
@@ -353,7 +358,7 @@ def test_the_fingerprint_ignores_precision_and_adapters_but_not_weights(
     with_two_adapters(llama)
     assert base_fingerprint(llama) == plain
     with torch.no_grad():
-        next(llama.base_model.layers[1].mlp.down_proj.parameters()).mul_(1.05)
+        llama.get_parameter("model.layers.1.mlp.down_proj.base_layer.weight").mul_(1.05)
     assert base_fingerprint(llama) != plain
 
 

@@ -25,7 +25,7 @@ def full_logits_logprobs(backbone: Backbone, temperature: float) -> list[list[fl
 
 
 def tuned(backbone: Backbone, temperature: float = 1.0) -> CausalPolicy:
-    backbone.adapters.add("policy", LoraTuning(rank=2), seed=0)
+    backbone.adapters.add("policy", LoraTuning(rank=2, alpha=2), seed=0)
     randomize(backbone.adapters, "policy", seed=0)
     return CausalPolicy(backbone, adapter="policy", temperature=temperature)
 
@@ -108,7 +108,7 @@ def test_gradients_are_the_same_when_logits_are_recomputed_in_backward(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ):
     # An adapter on the output layer, too: its recomputation happens after the policy has switched itself off again.
-    backbone.adapters.add("policy", LoraTuning(rank=2, target_modules=("q_proj", "lm_head")), seed=0)
+    backbone.adapters.add("policy", LoraTuning(rank=2, alpha=2, target_modules=("q_proj", "lm_head")), seed=0)
     randomize(backbone.adapters, "policy", seed=0)
     policy = CausalPolicy(backbone, adapter="policy", temperature=1.0)
     kept = gradients(policy, [ragged_batch()])

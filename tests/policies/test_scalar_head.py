@@ -19,7 +19,7 @@ def test_a_seeded_head_has_the_standard_deviation_of_the_paper_and_no_bias():
     head = ScalarHead(9999, seed=1)
 
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
-    assert float(head.bias) == 0
+    assert head.bias.item() == 0
     assert torch.equal(head.weight, ScalarHead(9999, seed=1).weight)
     assert not torch.equal(head.weight, ScalarHead(9999, seed=2).weight)
 

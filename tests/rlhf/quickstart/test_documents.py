@@ -25,11 +25,11 @@ def test_gossip_has_three_different_speakers():
         assert len(set(words_of(text)) & set(vocabulary.NAMES)) == 3
 
 
-def test_documents_have_25_to_80_words():
+def test_documents_have_20_to_75_words():
     rng = random.Random(3)
     lengths = [len(words_of(sample_document(rng, "train"))) for _ in range(2000)]
-    assert min(lengths) >= 25
-    assert max(lengths) <= 80
+    assert min(lengths) >= 20
+    assert max(lengths) <= 75
 
 
 def test_a_few_hundred_distinct_words_and_pretraining_teaches_nearly_all_that_are_used():

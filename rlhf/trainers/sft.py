@@ -1,0 +1,242 @@
+"""`rlhf sft`: supervised fine-tuning on demonstrations, loss on completions only.
+
+Owns the stage: demonstrations in, order of examples, held-out loss, checkpoints, the final model or adapter. TRL takes
+the steps (`rlhf.trainers.trl_sft`); which tokens are learned is decided in `rlhf.conversations`.
+"""
+
+import logging
+import math
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from policies.causal import CausalPolicy
+from policies.checkpoint import save_model
+from policies.loading import Backbone, load_backbone, prepare_policy
+from policies.sequences import evaluate_in_micro_batches
+from rlhf.config import SftConfig
+from rlhf.conversations import Example, examples_from_rows
+from rlhf.data import load_rows
+from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule
+from rlhf.report import write_report
+from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_state import (
+    TrainingState,
+    load_latest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    with_owner,
+)
+from rlhf.trainers.trl_sft import StepReport, TrlSettings, train_with_trl
+from rlhf.training_page import generic_training_page
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: SftConfig, *, resume: bool) -> None:
+    """Trains and leaves run_dir/model, a Hugging Face folder or a PEFT adapter, with metrics, summary and report.
+
+    Raises:
+        ValueError: what the user can fix, before the run folder is made.
+        NonFiniteLossError: training stopped; the state before the bad step is saved.
+    """
+    resolved = config.model_dump(mode="json")
+    inputs = SftInputs(config)
+    with ExitStack() as stack:
+        open_folder = RunFolder.resume if resume else RunFolder.create
+        folder = stack.enter_context(open_folder(config.run_dir, resolved))
+        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
+        folder.truncate_after(checkpoint.step if checkpoint else -1)
+        total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
+        metrics = stack.enter_context(
+            open_metric_logger(folder, config.tracking, resolved, stage="sft", total_steps=total_steps)
+        )
+        trainer = SftRun(config, inputs, folder, metrics, total_steps)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        summary = trainer.train()
+        trainer.save_model()
+        metrics.close(summary)
+        write_report(folder.path, generic_training_page(folder.path, f"Fine-tuning of {folder.path.name}"))
+
+
+class SftInputs:
+    """The data and the model of a run, ready to train.
+
+    Attributes:
+        backbone: The model, with the adapter that trains where tuning is LoRA.
+        adapter: Name of that adapter; None where the model itself trains.
+        examples: Training demonstrations.
+        held_out: Held-out demonstrations; empty without `data.eval`.
+        skipped: One line for each row that `on_bad_row=skip` left out.
+        order: Index into `examples` of everything the run trains on: `epochs` permutations, the last one cut.
+    """
+
+    def __init__(self, config: SftConfig) -> None:
+        self.backbone = load_backbone(config.model)
+        self.adapter = prepare_policy(self.backbone, config.model.tuning, seed=config.seed)
+        _require_context(config.max_tokens, self.backbone)
+        self.skipped: list[str] = []
+        self.examples = self._examples(config, config.data.train, "data.train")
+        self.held_out = [] if config.data.eval is None else self._examples(config, config.data.eval, "data.eval")
+        self.order = example_order(len(self.examples), config.epochs, config.seed)
+
+    def _examples(self, config: SftConfig, source: str, field: str) -> list[Example]:
+        result = examples_from_rows(
+            load_rows(source, field=field),
+            self.backbone.tokenizer,
+            max_tokens=config.max_tokens,
+            source=f"{field}={source}",
+            on_bad_row=config.data.on_bad_row,
+            chat_template=config.model.chat_template,
+        )
+        for line in result.skipped:
+            logger.warning("skipped %s", line)
+        self.skipped += result.skipped
+        return result.examples
+
+
+def example_order(count: int, epochs: float, seed: int) -> list[int]:
+    """ceil(epochs * count) indices: a fresh permutation for each epoch, a function of seed and epoch alone."""
+    permutations = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(math.ceil(epochs))]
+    return np.concatenate(permutations)[: math.ceil(epochs * count)].tolist()
+
+
+class SftRun:
+    """The state between steps: weights, moments and how many steps are done."""
+
+    def __init__(
+        self, config: SftConfig, inputs: SftInputs, folder: RunFolder, metrics: MetricLogger, total_steps: int
+    ) -> None:
+        self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
+        self._total_steps = total_steps
+        self._policy = CausalPolicy(inputs.backbone, adapter=inputs.adapter, temperature=1.0)
+        self._parameters = self._policy.trainable()
+        self._optimizer = build_optimizer(self._parameters, config.optimizer)
+        lengths = np.array([len(example.token_ids) for example in inputs.examples])
+        self._tokens_after = np.cumsum(lengths[inputs.order])
+        self._steps_done = 0
+        self._eval_loss = math.nan
+        self._step_started = 0.0
+
+    def train(self) -> dict[str, Any]:
+        """Steps to the end; returns the summary."""
+        config, inputs = self._config, self._inputs
+        settings = TrlSettings(
+            examples_per_step=config.examples_per_step,
+            micro_batch_examples=config.micro_batch_examples,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            seed=config.seed,
+            scratch_folder=self._folder.path,
+        )
+        self._step_started = time.perf_counter()
+        try:
+            with inputs.backbone.adapters.use(inputs.adapter):
+                train_with_trl(
+                    inputs.backbone,
+                    inputs.examples,
+                    inputs.order,
+                    optimizer=self._optimizer,
+                    schedule=build_schedule(config.optimizer, self._total_steps),
+                    settings=settings,
+                    first_step=self._steps_done,
+                    on_step=self._after_step,
+                )
+        except NonFiniteLossError:
+            self._save()
+            raise
+        return self._summary()
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out cross-entropy and perplexity, mean over the learned tokens."""
+        held_out, backbone = self._inputs.held_out, self._inputs.backbone
+        logprobs = evaluate_in_micro_batches(
+            lambda batch: self._policy.logprobs(batch).logprobs,
+            [example.token_ids[~example.loss_mask] for example in held_out],
+            [example.token_ids[example.loss_mask] for example in held_out],
+            token_budget=self._config.micro_batch_examples * self._config.max_tokens,
+            pad_id=backbone.pad_id,
+            device=backbone.device,
+        )
+        self._eval_loss = -float(np.concatenate(logprobs).mean(dtype=np.float64))
+        return {"eval/loss": self._eval_loss, "eval/perplexity": math.exp(self._eval_loss)}
+
+    def restore(self, state: TrainingState) -> None:
+        """Continues from a checkpoint."""
+        self._policy.load_weights(state.tensors_of("policy"))
+        load_optimizer_tensors(self._optimizer, self._parameters, state.tensors_of("optimizer"))
+        self._eval_loss = float(state.values["eval_loss"])
+        self._steps_done = state.step
+
+    def save_model(self) -> None:
+        """Writes run_dir/model: the adapter where one was trained, else the whole model."""
+        target, backbone, adapter = self._folder.path / "model", self._inputs.backbone, self._inputs.adapter
+        metadata = {"stage": "sft", "started_from": self._config.model.path}
+        if adapter is None:
+            save_model(target, backbone.model, backbone.tokenizer, metadata)
+        else:
+            backbone.adapters.save(adapter, target, tokenizer=backbone.tokenizer, metadata=metadata)
+
+    def _after_step(self, report: StepReport) -> None:
+        """Held-out loss and checkpoint where due, and the log line of the step that just ended."""
+        config, trained = self._config, time.perf_counter()
+        self._steps_done = report.steps_done
+        metrics = {
+            "loss/train": report.loss,
+            "policy/grad_norm": report.grad_norm,
+            "progress/lr": report.learning_rate,
+            **self._progress(trained - self._step_started),
+        }
+        is_last = self._steps_done == self._total_steps
+        if self._inputs.held_out and (is_last or self._steps_done % config.eval_every_steps == 0):
+            metrics |= self.evaluate()
+            metrics["time/eval"] = time.perf_counter() - trained
+        metrics["time/step"] = time.perf_counter() - self._step_started
+        self._metrics.log(self._steps_done, metrics)
+        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
+            self._save()
+        self._step_started = time.perf_counter()
+
+    def _progress(self, seconds: float) -> dict[str, float]:
+        examples = min(self._steps_done * self._config.examples_per_step, len(self._inputs.order))
+        before = (self._steps_done - 1) * self._config.examples_per_step
+        tokens = int(self._tokens_after[examples - 1])
+        step_tokens = tokens - (int(self._tokens_after[before - 1]) if before else 0)
+        return {
+            "perf/tokens_per_s": step_tokens / seconds,
+            "progress/tokens": float(tokens),
+            "progress/epoch": examples / len(self._inputs.examples),
+        }
+
+    def _save(self) -> None:
+        tensors = {
+            **with_owner("policy", self._policy.weights()),
+            **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
+        }
+        state = TrainingState(self._steps_done, tensors, {"eval_loss": str(self._eval_loss)})
+        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+
+    def _summary(self) -> dict[str, Any]:
+        rows = self._folder.read_metrics()
+        has_held_out = math.isfinite(self._eval_loss)
+        return {
+            "steps": self._steps_done,
+            "examples": len(self._inputs.order),
+            "train_loss": rows[-1]["loss/train"],
+            "eval_loss": self._eval_loss if has_held_out else None,
+            "perplexity": math.exp(self._eval_loss) if has_held_out else None,
+            "trained_parameters": sum(parameter.numel() for _, parameter in self._parameters),
+            "skipped_rows": len(self._inputs.skipped),
+            "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
+        }
+
+
+def _require_context(max_tokens: int, backbone: Backbone) -> None:
+    if max_tokens > backbone.context_tokens:
+        raise ValueError(
+            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens; lower it"
+        )
