@@ -7,10 +7,17 @@ trained folder holds, is `reward.model`.
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils import load_peft_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +38,13 @@ def load_classifier(
 ) -> tuple[PreTrainedModel, bool]:
     """The model with one output, padding as its tokenizer does.
 
+    Args:
+        path: Folder or hub name of a full model.
+        dtype: Precision of all weights.
+        attention: Attention implementation; "sdpa" means the best that the architecture has as a classifier (some have
+            it as a language model only).
+        tokenizer: The one that belongs to it.
+
     Returns:
         The model, and whether its head is new: absent from the files, or of another size.
 
@@ -42,7 +56,7 @@ def load_classifier(
             path,
             config=AutoConfig.from_pretrained(path, num_labels=1),
             dtype=getattr(torch, dtype),
-            attn_implementation=attention,
+            attn_implementation=None if attention == "sdpa" else attention,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -155,12 +169,15 @@ def _shape_of(adapter: str, classifier: PreTrainedModel) -> LoraConfig:
 
 
 def _load_adapter(model: PeftModel, adapter: str) -> None:
-    report: Any = set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu"))
-    if report.unexpected_keys:
+    """Overwrites what the adapter holds; the head of one that has none (a policy's) stays as it is."""
+    own, loaded = get_peft_model_state_dict(model), load_peft_weights(adapter, device="cpu")
+    unknown = sorted(loaded.keys() - own.keys())
+    if unknown:
         raise ValueError(
-            f"model.path={adapter!r}: a reward model has no place for tensors of this adapter, such as "
-            f"{report.unexpected_keys[0]}; merge it with `rlhf export` first"
+            f"model.path={adapter!r}: a reward model has no place for tensors of this adapter, such as {unknown[0]}; "
+            "merge it with `rlhf export` first"
         )
+    set_peft_model_state_dict(model, {**own, **loaded})
 
 
 def _head_modules(classifier: PreTrainedModel) -> Iterator[nn.Module]:

@@ -347,6 +347,8 @@ class EvalConfig(StageConfig):
     """How both models answer."""
     prompts: int | None = Field(default=None, ge=1)
     """How many prompts, from the first; null takes all."""
+    responses_per_prompt: int = Field(default=1, ge=1)
+    """Answers of each model to each prompt."""
     max_prompt_tokens: int = Field(default=256, ge=1)
     """A longer prompt is a bad row."""
     bootstrap_resamples: int = Field(default=2000, ge=100)

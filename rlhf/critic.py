@@ -34,9 +34,9 @@ def build_critic(config: PpoConfig, backbone: Backbone) -> ValueModel:
         _refuse_reward_start(config, "full tuning has a critic with weights of its own; set critic.start=zero_head")
         own = load_backbone(config.model, device=backbone.device)
         return ValueModel(own, adapter=None, head=_zero_head(own))
-    parts = None if config.critic.start == "zero_head" else _parts_on(config, backbone)
-    if parts is not None:
-        return _from_reward_model(backbone, parts)
+    found = None if config.critic.start == "zero_head" else _reward_model_on(config, backbone)
+    if found is not None:
+        return _from_reward_model(backbone, *found)
     _refuse_reward_start(config, "no reward model of this run is an adapter on model.path; set critic.start=auto")
     backbone.adapters.add(CRITIC_ADAPTER, config.model.tuning, seed=config.seed + 1)
     return ValueModel(backbone, adapter=CRITIC_ADAPTER, head=_zero_head(backbone))
@@ -47,20 +47,22 @@ def _refuse_reward_start(config: PpoConfig, reason: str) -> None:
         raise ValueError(f"critic.start=reward_model: {reason}")
 
 
-def _parts_on(config: PpoConfig, backbone: Backbone) -> SharedParts | None:
+def _reward_model_on(config: PpoConfig, backbone: Backbone) -> tuple[ModelSource, SharedParts] | None:
     """The first reward model with weight that was trained on the policy's base."""
-    folders = [source.path for source in config.reward if isinstance(source, ModelSource) and source.weight]
-    for folder in folders:
-        parts = shared_parts(folder)
-        if parts is not None and parts.base_fingerprint == backbone.fingerprint:
-            return parts
+    for source in config.reward:
+        if isinstance(source, ModelSource) and source.weight:
+            parts = shared_parts(source.path)
+            if parts is not None and parts.base_fingerprint == backbone.fingerprint:
+                return source, parts
     return None
 
 
-def _from_reward_model(backbone: Backbone, parts: SharedParts) -> ValueModel:
-    scale = parts.normalizer or IDENTITY
+def _from_reward_model(backbone: Backbone, source: ModelSource, parts: SharedParts) -> ValueModel:
+    """V_t is the score of what was said before token t, on the scale and with the weight that it has in the reward."""
+    scale = (parts.normalizer if source.normalization == "stored" else None) or IDENTITY
     backbone.adapters.load(CRITIC_ADAPTER, parts.folder)
-    head = ScalarHead.from_tensors(parts.head_weight).normalized(mean=scale.mean, std=scale.std)
+    score = ScalarHead.from_tensors(parts.head_weight).normalized(mean=scale.mean, std=scale.std)
+    head = ScalarHead.from_tensors(source.weight * score.weight, source.weight * score.bias)
     logger.info("the critic starts from the reward model %s", parts.folder)
     return ValueModel(backbone, adapter=CRITIC_ADAPTER, head=head)
 

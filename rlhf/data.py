@@ -21,7 +21,8 @@ import zlib
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
 
 from rlhf.quickstart.sets import embedded_rows
 
@@ -100,8 +101,9 @@ def _read_file(path: Path, format_name: str, field: str) -> list[Row]:
 def _read_table(path: Path, format_name: str) -> list[Row]:
     """Parquet or CSV through `datasets`, streamed, so that no second copy lands in its cache folder."""
     # Without this, pandas turns the texts "NA", "null" and "None" into missing values.
-    options = {"keep_default_na": False} if format_name == "csv" else {}
-    return list(datasets.load_dataset(format_name, data_files=str(path), split="train", streaming=True, **options))
+    options: dict[str, Any] = {"keep_default_na": False} if format_name == "csv" else {}
+    table = load_dataset(format_name, data_files=str(path), split="train", streaming=True, **options)
+    return cast(list[Row], list(table))
 
 
 def _read_json(path: Path, format_name: str) -> list[Row]:
@@ -132,8 +134,8 @@ def _require_object(row: object, place: str) -> Row:
 def _read_hub(match: re.Match[str], field: str) -> list[Row]:
     name, config, split = match["name"], match["config"], match["split"] or "train"
     try:
-        return list(datasets.load_dataset(name, config, split=split))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        return cast(list[Row], list(load_dataset(name, config, split=split)))
+    except (DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{field}={match[0]}: neither a local file nor a readable hub data set ({reason}); allowed are {_ALLOWED}, "

@@ -51,7 +51,8 @@ def lines_for(error: BaseException) -> list[str]:
 def _lines(error: BaseException) -> list[str]:
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]
-    if isinstance(error, OSError):
+    # Of ours, a TimeoutError is one: it says itself what happened.
+    if isinstance(error, OSError) and not _is_our_class(error):
         reason = (error.strerror or "cannot be opened").lower()
         return [f"error: {error.filename}: {reason}; check the path and its permissions"]
     if _is_our_class(error) or _is_raised_by_us(error):

@@ -5,6 +5,7 @@ appears only if both comparisons held. The merge itself is `policies.adapters`.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -58,8 +59,9 @@ def export(backbone: Backbone, adapter: str | None, target: Path, *, tolerance: 
     metadata = {"stage": "export", "started_from": backbone.model.name_or_path, "largest_logit_difference": merge_error}
     with atomic_folder(target) as aside:
         save_model(aside, merged, backbone.tokenizer, metadata)
-        written = AutoModelForCausalLM.from_pretrained(aside, dtype=torch.float32).to(backbone.device).eval()
-        read_error = _require_equal(written, probe, expected, tolerance, "writing and reading back")
+        written = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(aside, dtype=torch.float32))
+        written.to(cast(Any, backbone.device))  # PreTrainedModel.to is typed for another class.
+        read_error = _require_equal(written, probe, expected, tolerance, "reading back")
     return max(merge_error, read_error)
 
 

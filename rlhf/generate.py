@@ -7,18 +7,20 @@ so what is seen here is what PPO would sample.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from policies.loading import Backbone, load_backbone, policy_adapter
 from policies.tokenization import Message, decode, encode_prompt, render_prompt
 from rlhf.config import ChatConfig, GenerateConfig
 from rlhf.data import load_rows
 from rlhf.report import write_report
+from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.training_page import generic_training_page
@@ -29,10 +31,12 @@ from rollout.prompts import PromptSet, prompts_from_rows
 from rollout.types import Completion, Prompt
 
 FAREWELL, FORGET = "/exit", "/reset"
+ANSWERS_FILE = "answers.jsonl"
+"""Name of the answers as data: `prompt` and `completion` for sft, `text` for pretrain and PPO-ptx."""
 
 
 def run(config: GenerateConfig, *, resume: bool) -> None:
-    """Answers the prompts, prints the answers and leaves them in samples.jsonl, with summary and report beside them.
+    """Answers the prompts, prints the answers and leaves them in samples.jsonl and, as data, in answers.jsonl.
 
     Raises:
         ValueError: what the user can fix, before the run folder is made.
@@ -53,6 +57,7 @@ def run(config: GenerateConfig, *, resume: bool) -> None:
         numbers = _describe(completions) | {"time/step": time.perf_counter() - started}
         metrics.log(1, numbers)
         metrics.log_samples(1, _sample_rows(prompts, completions, texts))
+        write_objects(folder.path / ANSWERS_FILE, _answer_rows(prompts, completions, backbone.tokenizer))
         metrics.close(
             {
                 "responses": len(completions),
@@ -102,12 +107,29 @@ def converse(session: "ChatSession", read: Callable[[], str], write: Callable[[s
                 write(f"error: {error}")
 
 
-class ChatSession:
-    """A conversation with one model; turns that no longer fit into its context are forgotten, oldest first."""
+class Sampler(Protocol):
+    """The part of a `rollout.generation.Generator` that a chat needs."""
 
-    def __init__(self, backbone: Backbone, config: ChatConfig) -> None:
+    def generate(
+        self, prompts: Sequence[Prompt], response_indices: Sequence[int], *, seed: int, step: int
+    ) -> list[Completion]:
+        """One completion for each pair of prompt and response index."""
+        ...
+
+
+class ChatSession:
+    """A conversation with one model; turns that no longer fit into its context are forgotten, oldest first.
+
+    Args:
+        backbone: The model.
+        config: Sampling, template and system message.
+        generator: Samples answers; None takes the rollout engine on `backbone`.
+    """
+
+    def __init__(self, backbone: Backbone, config: ChatConfig, *, generator: Sampler | None = None) -> None:
         self._backbone, self._config = backbone, config
-        self._generator = HfGenerator(backbone, policy_adapter(backbone), config.sampling, HfEngineConfig())
+        adapter = policy_adapter(backbone)
+        self._generator = generator or HfGenerator(backbone, adapter, config.sampling, HfEngineConfig())
         self._turns: list[Message] = []
         self._answers = 0
 
@@ -183,6 +205,20 @@ def _sample_rows(
             "finish_reason": completion.finish_reason,
         }
         for prompt, completion, text in zip(prompts, completions, texts, strict=True)
+    ]
+
+
+def _answer_rows(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, object]]:
+    """`text` is decoded as a whole: many tokenizers drop the space in front of a text that is decoded by itself."""
+    return [
+        {
+            "prompt": prompt.text,
+            "completion": decode(completion.token_ids, tokenizer),
+            "text": decode(np.concatenate([prompt.token_ids, completion.token_ids]), tokenizer),
+        }
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
 

@@ -19,6 +19,7 @@ from rlhf.runtime.config import InProcessPlacement, SplitPlacement
 from rlhf.runtime.placement import ALL_ROLES, RoleName, Seat, seats_of
 from rlhf.runtime.workers import LocalWorker, fan_out
 from rollout.generation import repeat_prompts
+from rollout.hf_engine import NonFiniteLogitsError
 from rollout.pool import RolloutPool, WorkerHandle
 from rollout.types import PerToken, Prompt, RolloutBatch, TokenIds
 
@@ -37,6 +38,7 @@ class RoleGroups:
         learner: The worker that trains.
         share_weights: Rollout samples from the learner's own tensors, so a sync moves none.
         timeout_seconds: Longest wait for one call.
+        rollout_timeout_seconds: The same, of a rollout worker.
         canary_tolerance: Nats; a larger gap between sampler and learner means that they do not hold the same weights.
     """
 
@@ -46,6 +48,7 @@ class RoleGroups:
     learner: WorkerHandle
     share_weights: bool
     timeout_seconds: float
+    rollout_timeout_seconds: float
     canary_tolerance: float
 
     def generate(
@@ -79,27 +82,33 @@ class RoleGroups:
             ChecksumError: a worker loaded other weights than were sent.
             StaleWeightsError: a worker ends at another version.
             CanaryMismatchError: a worker's log-probs differ from the learner's; the message names it.
+            NonFiniteLogitsError: the update has ruined the policy itself.
         """
         metrics = {"sync/version": float(version), "sync/bytes": 0.0}
         if self.share_weights:
             for worker in self.rollout:
-                worker.call("adopt_version", version).result(self.timeout_seconds)
+                worker.call("adopt_version", version).result(self.rollout_timeout_seconds)
         else:
             update = self.learn("publish", version)
             self._pool.update_weights(update)
             metrics["sync/bytes"] = float(update.size_bytes)
         if canaries is not None:
-            metrics["sync/canary_max_logprob_diff"] = self._compare(canaries)
+            metrics["sync/canary_max_logprob_diff"] = self._compare(canaries, version)
         return metrics
 
     @property
     def _pool(self) -> RolloutPool:
-        return RolloutPool(self.rollout, timeout_seconds=self.timeout_seconds)
+        return RolloutPool(self.rollout, timeout_seconds=self.rollout_timeout_seconds)
 
-    def _compare(self, batch: RolloutBatch) -> float:
+    def _compare(self, batch: RolloutBatch, version: int) -> float:
         prompts = [prompt.token_ids for prompt in batch.prompts[:CANARIES]]
         responses = [completion.token_ids for completion in batch.completions[:CANARIES]]
         expected = self.learn("logprobs", prompts, responses)
+        if not all(np.isfinite(row).all() for row in expected):
+            raise NonFiniteLogitsError(
+                f"the policy's log-probabilities are not finite at version {version}; the last update has ruined its "
+                "weights: start another run_dir with a lower optimizer.learning_rate"
+            )
         return self._pool.verify_canary(prompts, responses, expected, tolerance=self.canary_tolerance)
 
 
@@ -165,6 +174,7 @@ def _groups(
         learner=workers["learner"][0],
         share_weights=not isinstance(config.placement, SplitPlacement),
         timeout_seconds=timeout_seconds,
+        rollout_timeout_seconds=min(timeout_seconds, config.rollout.timeout_seconds),
         # Two kernels may sum in another order; another weight shows far above this.
         canary_tolerance=1e-3 if config.model.dtype == "float32" else 5e-2,
     )

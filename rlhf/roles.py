@@ -17,14 +17,14 @@ from policies.reference import ReferencePolicy
 from policies.tokenization import load_tokenizer
 from reward.composite import build_reward
 from reward.worker import RewardWorker
-from rlhf.config import PpoConfig
+from rlhf.config import PpoConfig, PpoDataConfig
 from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
-from rlhf.text_stream import TextStream
+from rlhf.text_stream import TextStream, require_texts
 from rollout.hf_engine import HfGenerator
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 from rollout.weight_sync import Ack, WeightUpdate, pack
@@ -76,14 +76,21 @@ class RoleHost:
 
     def _build_learner(self) -> Learner:
         config, ptx = self._config, None
-        if config.algorithm.ptx is not None and config.data.pretrain is not None:
-            rows = load_rows(config.data.pretrain, field="data.pretrain")
+        if config.algorithm.ptx is not None:
+            texts, _ = pretraining_texts(config.data)
             ptx = TextStream(
-                rows, self._backbone.tokenizer, sequence_tokens=config.algorithm.ptx.sequence_tokens, seed=config.seed
+                [{"text": text} for text in texts],
+                self._backbone.tokenizer,
+                sequence_tokens=config.algorithm.ptx.sequence_tokens,
+                seed=config.seed,
             )
         policy = CausalPolicy(self._backbone, adapter=self._adapter, temperature=config.rollout.sampling.temperature)
         critic = build_critic(config, self._backbone)
         return Learner(policy, critic, config=config, ptx=ptx)
+
+    def context_tokens(self) -> int:
+        """Longest sequence that the model reads, prompt and response, in tokens."""
+        return self._backbone.context_tokens
 
     # --- rollout
     # -----------------------------------------------------------------------------------------------------------------
@@ -153,3 +160,15 @@ class RoleHost:
             save_model(folder, self._backbone.model, self._backbone.tokenizer, metadata)
         else:
             self._backbone.adapters.save(self._adapter, folder, tokenizer=self._backbone.tokenizer, metadata=metadata)
+
+
+def pretraining_texts(data: PpoDataConfig) -> tuple[list[str], list[str]]:
+    """Texts of `data.pretrain`, none where it is null, and one line for each row that `on_bad_row=skip` left out.
+
+    Raises:
+        ValueError: a row without text, where `on_bad_row` is "error".
+    """
+    if data.pretrain is None:
+        return [], []
+    rows = load_rows(data.pretrain, field="data.pretrain")
+    return require_texts(rows, source=f"data.pretrain={data.pretrain}", on_bad_row=data.on_bad_row)

@@ -23,14 +23,18 @@ from reward.normalization import Normalizer
 from rlhf.config import PpoConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
+from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream
+from rlhf.trainers import ppo
 from rollout.types import PerToken
 from tests.tiny_models import RAGGED
 
 PROMPTS = ("the cat", "a dog ran", "the bird is", "once there", "where is", "the rain", "she sang", "a girl")
 STORIES = ("the small cat sat on the warm mat", "a dog ran over the hill", "the bird is in the tree", "she sang all day")
 REWARD_SCALE = Normalizer(mean=0.4, std=2.5, count=10, source="test")
+
+_VARIES = ("time/", "perf/", "sync/bytes")
 
 ADVANTAGES = ((1.0, -0.5), (0.7, -1.2, 0.3, 0.9), (-0.8,))
 RETURNS = ((0.6, -0.2), (1.1, 0.4, -0.7, 0.2), (0.9,))
@@ -62,7 +66,7 @@ def with_ptx(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def ppo_settings(folder: Path, model: str | Path, **changes: Any) -> dict[str, Any]:
+def ppo_settings(folder: Path, model: str | Path, /, **changes: Any) -> dict[str, Any]:
     """The resolved YAML of a PPO run of seconds, in this process; `changes` are merged into it section by section.
 
     The rule for responses of few words has a spread of scores over the answers of a random model.
@@ -88,12 +92,12 @@ def ppo_settings(folder: Path, model: str | Path, **changes: Any) -> dict[str, A
     return merged(settings, **changes)
 
 
-def ppo_config(folder: Path, model: str | Path, **changes: Any) -> PpoConfig:
+def ppo_config(folder: Path, model: str | Path, /, **changes: Any) -> PpoConfig:
     """`ppo_settings` as a configuration."""
     return PpoConfig.model_validate(ppo_settings(folder, model, **changes))
 
 
-def merged(settings: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+def merged(settings: Mapping[str, Any], /, **changes: Any) -> dict[str, Any]:
     """A deep copy of `settings` in which sections are merged and everything else is replaced."""
     result = copy.deepcopy(dict(settings))
     for key, value in changes.items():
@@ -166,3 +170,14 @@ def largest_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tens
 
 def _float32(numbers: Sequence[float]) -> PerToken:
     return np.array(numbers, dtype=np.float32)
+
+
+def run_ppo(config: PpoConfig, *, resume: bool = False) -> RunFiles:
+    """Runs PPO and returns the files it left."""
+    ppo.run(config, resume=resume)
+    return RunFiles(config.run_dir)
+
+
+def comparable(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Metrics without what depends on the clock or on how weights travel."""
+    return [{key: value for key, value in row.items() if not key.startswith(_VARIES)} for row in rows]

@@ -51,8 +51,8 @@ def tale(scene: Scene, rng: random.Random) -> str:
 def song(scene: Scene, rng: random.Random) -> str:
     """A song about one visit and the reason, with a refrain; what is sung twice teaches a young model to copy."""
     visit = scene.visits[0]
-    lines = [f"{visit.name} the {visit.kind}", f"a {visit.colour} {visit.thing}", f"off to the {visit.place}"]
-    lines = [*rng.sample(lines, rng.randint(1, 2)), scene.reason.clause]
+    who_or_what = rng.choice((f"{visit.name} the {visit.kind}", f"a {visit.colour} {visit.thing}"))
+    lines = [who_or_what, f"down at the {visit.place}", scene.reason.clause]
     rng.shuffle(lines)
     verse = f"sing {', '.join(lines)}!"
     refrains = (f"{verse} {verse}", " ".join(f"{line}, oh, {line}!" for line in lines))

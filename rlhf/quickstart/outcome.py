@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from reward.composite import build_reward
 
 from policies.config import ModelConfig
 from policies.loading import load_backbone
+from reward.composite import build_reward
 from rlhf.evaluation import Answers, Evaluator, win_rate
 from rlhf.quickstart.recipe import MAX_PROMPT_TOKENS, SAMPLING, Layout, reward_sources
 from rlhf.quickstart.world import prompt_rows, stories
@@ -77,12 +77,18 @@ def measure_outcomes(layout: Layout, *, prompts: int, seed: int) -> Outcomes:
 
 def _outcome(name: str, answers: Answers, baseline: Answers, kl: float, seed: int) -> Outcome:
     gold = answers.reward.components["gold"]
-    versus = win_rate(gold, baseline.reward.components["gold"], resamples=BOOTSTRAP_RESAMPLES, seed=seed)
+    versus = win_rate(
+        gold,
+        baseline.reward.components["gold"],
+        [prompt.id for prompt in answers.batch.prompts],
+        resamples=BOOTSTRAP_RESAMPLES,
+        seed=seed,
+    )
     assert answers.perplexity is not None, "the quickstart always measures the alignment tax"
     numbers = {
         "proxy_reward": float(np.nanmean(answers.reward.components["proxy"])),
         "gold_reward": float(np.nanmean(gold)),
-        "gold_win_rate": versus.rate,
+        "gold_win_rate": versus.mean,
         "gold_win_rate_low": versus.low,
         "gold_win_rate_high": versus.high,
         "kl": kl,

@@ -15,9 +15,18 @@ from typing import Literal
 from rlhf.quickstart.grammar import Reason, Scene, Visit, read_scene, tell, words_of
 
 Asked = Literal["name", "thing", "place"]
+Told = Literal["thing", "place"]
 
 _QUESTION_MARK = "\nquestion: "
 _ANSWER_MARK = "\nanswer:"
+_WORDINGS: tuple[tuple[Asked, Told, str], ...] = (
+    ("place", "place", "where is {visit.name}?"),
+    ("place", "place", "where did {visit.name} go?"),
+    ("thing", "thing", "what does {visit.name} have?"),
+    ("thing", "thing", "what did {visit.name} bring?"),
+    ("name", "place", "who is at the {visit.place}?"),
+    ("name", "thing", "who has the {visit.thing}?"),
+)
 _ASKED_BY_WORD: dict[str, Asked] = {"who": "name", "what": "thing", "where": "place"}
 
 
@@ -37,7 +46,7 @@ class Question:
     story: str
     text: str
     asked: Asked
-    told: Literal["thing", "place"]
+    told: Told
     visit: Visit
     reason: Reason
 
@@ -65,16 +74,8 @@ def ask(scene: Scene, rng: random.Random) -> Question:
 def pose(scene: Scene, story: str, rng: random.Random) -> Question:
     """Ask for one fact of one visit of `scene`, which `story` tells."""
     visit = rng.choice(scene.visits)
-    asked, told, text = rng.choice(
-        (
-            ("place", "place", f"where is {visit.name}?"),
-            ("place", "place", f"where did {visit.name} go?"),
-            ("thing", "thing", f"what does {visit.name} have?"),
-            ("thing", "thing", f"what did {visit.name} bring?"),
-            ("name", "place", f"who is at the {visit.place}?"),
-            ("name", "thing", f"who has the {visit.thing}?"),
-        )
-    )
+    asked, told, wording = rng.choice(_WORDINGS)
+    text = wording.format(visit=visit)
     return Question(story=story, text=text, asked=asked, told=told, visit=visit, reason=scene.reason)
 
 

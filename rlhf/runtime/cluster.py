@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.process_environment import PROCESS_ENVIRONMENT
-from rlhf.runtime.placement import Resources, refuse_impossible, total_resources
+from rlhf.runtime.placement import Resources, local_resources, refuse_impossible, total_resources
 from rlhf.runtime.workers import WorkerError, WorkerTimeoutError
 from rollout.pool import PendingCall, WorkerHandle
 
@@ -33,6 +33,7 @@ class _RayFuture:
             ) from error
         except ray.exceptions.RayTaskError as error:
             # What the role raised is what the caller must see: a ValueError there is a user's error here.
+            error.cause.add_note(f"raised in actor {self._name}")
             raise error.cause from error
         except ray.exceptions.RayActorError as error:
             raise WorkerError(f"actor {self._name} died during {self._method}: {str(error).splitlines()[0]}") from error
@@ -64,7 +65,8 @@ class ActorRequest:
 def ray_cluster(address: str | None) -> Iterator[Resources]:
     """Connects to `address`, or starts a local cluster that ends with the context; yields what it offers.
 
-    A cluster that this process is already connected to is used and left running.
+    A cluster that this process is already connected to is used and left running; one that somebody else has started on
+    this machine is joined only by its address.
 
     Raises:
         WorkerError: no cluster answers at `address`.
@@ -73,7 +75,9 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
     if started:
         try:
             ray.init(
-                address=address,
+                # "local", because without an address Ray joins whatever cluster it finds on this machine.
+                address=address or "local",
+                num_cpus=int(local_resources().cpus) if address is None else None,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -99,6 +103,7 @@ def ray_workers(
     Raises:
         ValueError: the cluster can never hold them; the message gives the nearest layout that fits.
         WorkerError: they could not be placed or built in time.
+        Exception: what building one of them raised.
     """
     refuse_impossible([request.resources for request in requests], offered)
     group = placement_group([_bundle(request.resources) for request in requests], strategy="PACK")
@@ -110,8 +115,12 @@ def ray_workers(
         for index, request in enumerate(requests):
             actors.append(_start(request, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)))
         workers = [RayWorker(request.name, actor) for request, actor in zip(requests, actors, strict=True)]
-        for worker, actor in zip(workers, actors, strict=True):
-            _RayFuture(worker.name, "start-up", actor.ping.remote()).result(timeout_seconds)
+        starting = [
+            _RayFuture(worker.name, "start-up", actor.build.remote())
+            for worker, actor in zip(workers, actors, strict=True)
+        ]
+        for start in starting:
+            start.result(timeout_seconds)
         yield list(workers)
     finally:
         for actor in actors:
@@ -134,10 +143,11 @@ class _Actor:
     """The shell in the actor's process: builds the role object and forwards calls to it."""
 
     def __init__(self, factory: Callable[..., object], keywords: dict[str, Any]) -> None:
-        self._target = factory(**keywords)
+        self._factory, self._keywords = factory, keywords
 
-    def ping(self) -> None:
-        """Answers once the object is built."""
+    def build(self) -> None:
+        """Builds the object. Not in the constructor: an error there reaches the driver as text, without its type."""
+        self._target = self._factory(**self._keywords)
 
     def call(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Runs `method` of the role object."""

@@ -75,7 +75,9 @@ def local_resources() -> Resources:
         gpus = len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     else:
         gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
-    return Resources(float(len(os.sched_getaffinity(0))), float(gpus))
+    # macOS knows no affinity.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Resources(float(cpus), float(gpus))
 
 
 def total_resources(resources: Iterable[Resources]) -> Resources:

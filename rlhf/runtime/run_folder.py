@@ -91,11 +91,11 @@ class RunFolder(RunFiles):
             ValueError: the folder holds a run, is in use by another process, or cannot be made.
         """
         files = RunFiles(path)
-        _refuse_existing_run(files)
+        refuse_existing_run(path)
         lock = _lock_folder(files.path)
         try:
             # Again under the lock: another process may have started a run between the first look and the lock.
-            _refuse_existing_run(files)
+            refuse_existing_run(path)
             _write_session(files, earlier=[])
             json_lines.write_atomically(files.config_path, _to_yaml(resolved_config))
         except BaseException:
@@ -164,7 +164,13 @@ class RunFolder(RunFiles):
         self._last_step = _last_step(self.metrics_path)
 
 
-def _refuse_existing_run(files: RunFiles) -> None:
+def refuse_existing_run(path: str | Path) -> None:
+    """Refuses what `RunFolder.create` would refuse of a folder that holds a run; for a check before long preparations.
+
+    Raises:
+        ValueError: the path is a file, or a folder that holds a run.
+    """
+    files = RunFiles(path)
     if files.path.exists() and not files.path.is_dir():
         raise ValueError(f"run_dir: '{files.path}' is a file, not a folder; name another run_dir")
     if files.holds_run():

@@ -4,6 +4,8 @@ Owns the order of things, and what is logged and saved. The roles compute (`rlhf
 them; the formulas stand in `rlhf.algorithms`.
 """
 
+import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from policies.tokenization import decode, load_tokenizer
-from reward.interface import RewardOutput, RewardRequest
+from reward.interface import RewardOutput, RewardRequest, Scores
 from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController, KlController
 from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
 from rlhf.data import load_rows
@@ -21,8 +23,9 @@ from rlhf.experience import build_experience
 from rlhf.optimization import NonFiniteLossError
 from rlhf.report import write_report
 from rlhf.role_groups import RoleGroups, open_roles
+from rlhf.roles import pretraining_texts
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
-from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint, save_checkpoint
 from rlhf.text_stream import require_texts
 from rlhf.training_page import generic_training_page
@@ -30,6 +33,8 @@ from rollout.prompts import PromptStream, prompts_from_rows
 from rollout.types import PerToken, Prompt, RolloutBatch
 
 Metrics = dict[str, float]
+
+logger = logging.getLogger(__name__)
 
 # The progress samples use the same sampling noise every time, under a step number that training never reaches.
 _SAMPLE_NOISE_STEP = 2**31 - 1
@@ -43,23 +48,37 @@ def run(config: PpoConfig, *, resume: bool) -> None:
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
     resolved = config.model_dump(mode="json")
+    if not resume:
+        refuse_existing_run(config.run_dir)
     inputs = PpoInputs(config)
     with ExitStack() as stack:
-        open_folder = RunFolder.resume if resume else RunFolder.create
-        folder = stack.enter_context(open_folder(config.run_dir, resolved))
+        if resume:
+            folder = stack.enter_context(RunFolder.resume(config.run_dir, resolved))
+            roles = stack.enter_context(_open_fitting_roles(config, inputs))
+        else:
+            # What the roles refuse must not leave a folder that holds a run.
+            roles = stack.enter_context(_open_fitting_roles(config, inputs))
+            folder = stack.enter_context(RunFolder.create(config.run_dir, resolved))
         checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
         folder.truncate_after(checkpoint.step if checkpoint else -1)
-        roles = stack.enter_context(open_roles(config))
-        logger = stack.enter_context(
+        metrics = stack.enter_context(
             open_metric_logger(folder, config.tracking, resolved, stage="ppo", total_steps=config.steps)
         )
-        trainer = PpoTrainer(config, inputs, roles, folder, logger)
+        trainer = PpoTrainer(config, inputs, roles, folder, metrics)
         if checkpoint is not None:
             trainer.restore(checkpoint)
         summary = trainer.train()
         roles.learn("save_model", str(folder.path / "model"))
-        logger.close(summary)
+        metrics.close(summary)
         write_report(folder.path, generic_training_page(folder.path, "PPO"))
+
+
+@contextmanager
+def _open_fitting_roles(config: PpoConfig, inputs: "PpoInputs") -> Iterator[RoleGroups]:
+    """The roles, once every prompt is known to fit into their model's context."""
+    with open_roles(config) as roles:
+        inputs.require_room(roles.learn("context_tokens"), config)
+        yield roles
 
 
 class PpoInputs:
@@ -75,20 +94,35 @@ class PpoInputs:
 
     def __init__(self, config: PpoConfig) -> None:
         self.tokenizer = load_tokenizer(config.model)
-        train = self._prompts(config, config.data.train, "data.train")
-        self.prompts, self.skipped = train.prompts, train.skipped
+        self.skipped: list[str] = []
+        self.prompts: Sequence[Prompt] = self._prompts(config, config.data.train, "data.train")
         self.sample_prompts: Sequence[Prompt] = []
         if config.data.eval is not None and config.sample_prompts:
-            self.sample_prompts = self._prompts(config, config.data.eval, "data.eval").prompts[: config.sample_prompts]
+            self.sample_prompts = self._prompts(config, config.data.eval, "data.eval")[: config.sample_prompts]
         self.held_out_texts: list[str] = []
         if config.data.pretrain_eval is not None:
             rows = load_rows(config.data.pretrain_eval, field="data.pretrain_eval")
             source = f"data.pretrain_eval={config.data.pretrain_eval}"
             self.held_out_texts, bad = require_texts(rows, source=source, on_bad_row=config.data.on_bad_row)
-            self.skipped = [*self.skipped, *bad]
+            self.skipped += bad
+        # The learner reads these rows; what is wrong with them is said here, before anything starts.
+        self.skipped += pretraining_texts(config.data)[1]
+        for line in self.skipped:
+            logger.warning("skipped %s", line)
 
-    def _prompts(self, config: PpoConfig, source: str, field: str) -> Any:
-        return prompts_from_rows(
+    def require_room(self, context_tokens: int, config: PpoConfig) -> None:
+        """Refuses prompts that leave no room for the longest response; with `on_bad_row=skip` leaves them out.
+
+        Raises:
+            ValueError: naming the prompt, or where none is left.
+        """
+        longest = context_tokens - config.rollout.sampling.max_response_tokens
+        self.prompts = self._fitting(self.prompts, longest, f"data.train={config.data.train}", config)
+        if self.sample_prompts:
+            self.sample_prompts = self._fitting(self.sample_prompts, longest, f"data.eval={config.data.eval}", config)
+
+    def _prompts(self, config: PpoConfig, source: str, field: str) -> list[Prompt]:
+        found = prompts_from_rows(
             load_rows(source, field=field),
             self.tokenizer,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
@@ -96,18 +130,36 @@ class PpoInputs:
             on_bad_row=config.data.on_bad_row,
             chat_template=config.model.chat_template,
         )
+        self.skipped += found.skipped
+        return found.prompts
+
+    def _fitting(self, prompts: Sequence[Prompt], longest: int, source: str, config: PpoConfig) -> list[Prompt]:
+        fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= longest]
+        too_long = [prompt for prompt in prompts if len(prompt.token_ids) > longest]
+        lines = [
+            f"{source}: prompt {prompt.id!r} has {len(prompt.token_ids)} tokens, at most {max(longest, 0)} leave room in "
+            f"the model's context for rollout.sampling.max_response_tokens={config.rollout.sampling.max_response_tokens}"
+            for prompt in too_long
+        ]
+        if lines and (config.data.on_bad_row == "error" or not fitting):
+            raise ValueError(f"{lines[0]}: shorten it, lower max_response_tokens, or set data.on_bad_row=skip")
+        for line in lines:
+            logger.warning("skipped %s", line)
+        self.skipped += lines
+        return fitting
 
 
 class PpoTrainer:
     """The state between steps: prompt stream, KL controller, counters; `step()` is the algorithm."""
 
     def __init__(
-        self, config: PpoConfig, inputs: PpoInputs, roles: RoleGroups, folder: RunFolder, logger: MetricLogger
+        self, config: PpoConfig, inputs: PpoInputs, roles: RoleGroups, folder: RunFolder, metrics: MetricLogger
     ) -> None:
-        self._config, self._inputs, self._roles, self._folder, self._logger = config, inputs, roles, folder, logger
+        self._config, self._inputs, self._roles, self._folder, self._metrics = config, inputs, roles, folder, metrics
         self._stream = PromptStream(inputs.prompts, seed=config.seed)
         self._kl = kl_controller(config.algorithm.kl)
         self._steps_done = 0
+        self._saved_step: int | None = None
         self._version = 0
         self._episodes = 0
         self._tokens = 0
@@ -122,9 +174,10 @@ class PpoTrainer:
             try:
                 metrics = self.step()
             except NonFiniteLossError:
-                # The weights are those before the bad optimizer step; where they stand is worth more than where they
-                # stood.
-                self._save()
+                # The weights are those before the bad optimizer step. Earlier checkpoints stay beside them, because the
+                # damage may be older, and so does one of this very step, from before its first minibatch.
+                if self._saved_step != self._steps_done:
+                    self._save(keep_last=self._config.checkpoint.keep_last + 1)
                 raise
             self._steps_done += 1
             self._after_step(metrics)
@@ -168,7 +221,7 @@ class PpoTrainer:
         self._stream.load_state_dict(driver["prompts"])
         self._kl.load_state_dict(driver["kl"])
         self._episodes, self._tokens, self._version = driver["episodes"], driver["tokens"], driver["version"]
-        self._steps_done = state.step
+        self._steps_done = self._saved_step = state.step
 
     def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
         """Scores, reference log-probs and values.
@@ -210,9 +263,9 @@ class PpoTrainer:
             "progress/epoch": self._stream.epoch_progress,
         }
         self._seconds.clear()
-        self._logger.log(self._steps_done, metrics)
+        self._metrics.log(self._steps_done, metrics)
         if is_last or self._steps_done % config.checkpoint.every_steps == 0:
-            self._save()
+            self._save(keep_last=config.checkpoint.keep_last)
 
     def _show_samples(self) -> Metrics:
         """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax."""
@@ -223,8 +276,8 @@ class PpoTrainer:
             )
             requests = self._requests(batch)
             reward = self._roles.ask_scores(requests)()
-            self._logger.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
-            metrics["eval/score"] = float(np.nanmean(reward.scores))
+            self._metrics.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
+            metrics["eval/score"] = _mean_of_scored(reward.scores)
         if self._inputs.held_out_texts:
             metrics["eval/pretrain_perplexity"] = self._roles.learn("perplexity", self._inputs.held_out_texts)
         return metrics
@@ -246,7 +299,7 @@ class PpoTrainer:
     def _episodes_per_step(self) -> int:
         return self._config.rollout.prompts_per_step * self._config.rollout.responses_per_prompt
 
-    def _save(self) -> None:
+    def _save(self, *, keep_last: int) -> None:
         tensors, values = self._roles.learn("state")
         driver = {
             "prompts": self._stream.state_dict(),
@@ -256,7 +309,8 @@ class PpoTrainer:
             "version": self._version,
         }
         state = TrainingState(self._steps_done, tensors, {"learner": values, "driver": driver})
-        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+        save_checkpoint(self._folder.checkpoints_path, state, keep_last=keep_last)
+        self._saved_step = self._steps_done
 
     def _summary(self) -> dict[str, Any]:
         """First and last steps beside each other.
@@ -300,7 +354,13 @@ def kl_controller(config: KlConfig) -> KlController:
 
 
 def _component_means(reward: RewardOutput) -> Metrics:
-    return {f"reward/{name}": float(np.nanmean(scores)) for name, scores in reward.components.items()}
+    return {f"reward/{name}": _mean_of_scored(scores) for name, scores in reward.components.items()}
+
+
+def _mean_of_scored(scores: Scores) -> float:
+    """Mean over what got a score; NaN where nothing did."""
+    scored = scores[np.isfinite(scores)]
+    return float(scored.mean()) if scored.size else math.nan
 
 
 def _sample_rows(requests: Sequence[RewardRequest], batch: RolloutBatch, reward: RewardOutput) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from rlhf.runtime.training_state import (
     save_checkpoint,
     with_owner,
 )
-from rlhf.text_stream import TextStream, TokenIds, encode_texts, mean_nll, require_texts
+from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, require_texts
 from rlhf.training_page import generic_training_page
 
 Metrics = dict[str, float]
@@ -90,12 +90,8 @@ class PretrainInputs:
             self.skipped = [*self.skipped, *skipped]
         self.backbone = build_backbone(config.model, self.texts, seed=config.seed)
         _require_context(config.sequence_tokens, self.backbone)
-        self.held_out: list[TokenIds] = encode_texts(
-            [{"text": text} for text in held_out],
-            self.backbone.tokenizer,
-            source="data.eval",
-            max_tokens=self.backbone.context_tokens,
-        )
+        context = self.backbone.context_tokens
+        self.held_out: list[TokenIds] = encode_documents(held_out, self.backbone.tokenizer, max_tokens=context)
         for line in self.skipped:
             logger.warning("skipped %s", line)
 

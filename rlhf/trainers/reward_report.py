@@ -109,8 +109,8 @@ def _accuracy_section(summary: Summary) -> Section:
         f"Share of held-out pairs ranked as the labels say ({summary['pairs']} pairs of {summary['comparisons']} "
         "comparisons; equal scores count one half; the interval resamples comparisons). The baselines are trained on "
         "the same comparisons and see responses only. The weights are those of the last step, so the held-out split "
-        f"chose nothing.\n\nScores leave the model as (raw - {scale['mean']:.4g}) / {scale['std']:.4g}: mean 0 and standard "
-        f"deviation 1 on {scale['count']} responses ({scale['source']})."
+        f"chose nothing.\n\nScores leave the model as (raw - {scale['mean']:.4g}) / {scale['std']:.4g}: mean 0 and "
+        f"standard deviation 1 on {scale['count']} responses ({scale['source']})."
     )
     return Section(
         "Accuracy", text, tables=[Table(("", "accuracy", "95 % from", "to"), rows, title="Held-out pair accuracy")]

@@ -8,18 +8,20 @@ mask.
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
 import transformers
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from policies.loading import Backbone
 from rlhf.conversations import Example
@@ -124,24 +126,26 @@ class _OrderedSftTrainer(SFTTrainer):
         self.step_loss += loss.item()
         return loss
 
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> SequentialSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
 class _StepCallback(TrainerCallback):
-    """Stops before a bad step, and reports each good one."""
+    """Stops before a bad step, and reports each good one. The signatures are those of transformers."""
 
     def __init__(self, trainer: _OrderedSftTrainer, first_step: int, on_step: Callable[[StepReport], None]) -> None:
         self._trainer, self._first_step, self._on_step = trainer, first_step, on_step
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - TRL's signature
-        gradients = [p.grad for p in self._trainer.model.parameters() if p.grad is not None]
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        model = cast(PreTrainedModel, self._trainer.model)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         # Clipping by a norm that is not finite has made every gradient NaN by now, so the norm still tells.
         norm = torch.nn.utils.get_total_norm(gradients).item()
         loss, self._trainer.step_loss = self._trainer.step_loss, 0.0
         require_finite(self._first_step + state.global_step, loss=loss, grad_norm=norm)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:  # noqa: ARG002 - TRL's signature
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        logs: dict[str, float] = kwargs["logs"]
         if "loss" in logs:  # The last call of a run has its duration instead.
             steps_done = self._first_step + state.global_step
             self._on_step(StepReport(steps_done, logs["loss"], logs["grad_norm"], logs["learning_rate"]))
@@ -193,7 +197,13 @@ def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            # TRL switches gradient checkpointing on under a name that transformers 5.23 calls deprecated, so switching
+            # it off warns; to be removed when TRL's default goes.
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+            )
+            yield
     finally:
         transformers.logging.set_verbosity(verbosity)
         if not shows_bars:

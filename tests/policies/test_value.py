@@ -32,7 +32,7 @@ def test_a_value_reads_everything_before_its_token_and_nothing_after(
             before = torch.tensor([prompt + response[:t]])
             with critic.backbone.adapters.use("critic"):
                 state = critic.backbone.hidden_states(before, None)[0, -1]
-            assert float(values[row, t]) == pytest.approx(float(critic.head(state)), abs=1e-4)
+            assert values[row, t].item() == pytest.approx(critic.head(state).item(), abs=1e-4)
     assert torch.all(values[~batch.response_mask] == 0)
     assert values.dtype == torch.float32
 

@@ -10,19 +10,20 @@ def prompt_share(prompts, responses, *, scale):
 
 def gaps(prompts, responses):
     """The response as a number; `none` has no score."""
-    return [None if response == "none" else float(response) for response in responses]
+    answers = {"none": None}
+    return [answers.get(response, response) for _, response in zip(prompts, responses, strict=True)]
 
 
 def too_few(prompts, responses):
-    """One number, however many were asked for."""
-    return [1.0]
+    """One number less than responses."""
+    return [0.5 for _ in zip(prompts[1:], responses[1:], strict=True)]
 
 
 def one_number(prompts, responses):
     """No list at all."""
-    return 0.5
+    return len(prompts) / len(responses) / 2
 
 
 def words(prompts, responses):
     """Texts instead of numbers."""
-    return ["good"] * len(responses)
+    return [f"{p}{r}" for p, r in zip(prompts, responses, strict=True)]

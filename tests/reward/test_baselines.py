@@ -1,6 +1,3 @@
-import gzip
-import json
-
 import numpy as np
 import pytest
 
@@ -8,7 +5,6 @@ from reward.baselines import (
     bag_of_words_scorer,
     evaluate_baselines,
     length_scorer,
-    naive_bayes_judge,
     naive_bayes_scorer,
 )
 from reward.preferences import Comparison
@@ -61,40 +57,3 @@ def test_baselines_are_measured_on_comparisons_they_have_not_seen():
 
     accuracies = {name: result.accuracy for name, result in results.items()}
     assert accuracies == {"length": 0.5, "bag_of_words": 1.0, "naive_bayes": 1.0}
-
-
-@pytest.fixture
-def labelled_file(tmp_path):
-    rows = [{"text": "good", "label": 1}, {"text": "bad", "label": 0}] * 2
-    rows += [{"text": "bad", "label": 1}, {"text": "good", "label": 0}] * 2
-    path = tmp_path / "rows.jsonl.gz"
-    with gzip.open(path, "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    return str(path)
-
-
-@pytest.mark.parametrize(("data", "rows"), [("{}", ":50%"), ("{}[:50%]", "all"), ("{}[:4]", "all")])
-def test_the_judge_is_trained_on_the_slice_it_is_given(labelled_file, data, rows):
-    good, bad = naive_bayes_judge(["", ""], ["so good", "so bad"], data=data.format(labelled_file), rows=rows)
-
-    assert good > 0 > bad
-
-
-def test_the_other_half_of_the_file_can_say_the_opposite(labelled_file):
-    good, bad = naive_bayes_judge(["", ""], ["good", "bad"], data=labelled_file, rows="50%:")
-
-    assert good < 0 < bad
-
-
-@pytest.mark.parametrize(
-    ("data", "rows", "message"),
-    [
-        ("missing.jsonl", "all", "no such"),
-        ("{}", "first half", "is no slice"),
-        ("{}[:1]", "all", "one label"),
-        ("{}[8:]", "all", "no usable row"),
-    ],
-)
-def test_a_judge_that_cannot_be_trained_is_refused(labelled_file, data, rows, message):
-    with pytest.raises(ValueError, match=message):
-        naive_bayes_judge([""], ["x"], data=data.format(labelled_file), rows=rows)

@@ -34,7 +34,7 @@ def test_none_says_that_a_response_could_not_be_scored():
         (source("no_such_module:f"), "No module named 'no_such_module'"),
         (source(f"{THIS}:no_such_function"), "has no function 'no_such_function'"),
         (source(f"{THIS}:NOT_A_FUNCTION"), "has no function"),
-        (source(f"{THIS}:prompt_share", size=1), "unexpected keyword argument 'size'"),
+        (source(f"{THIS}:prompt_share", scale=1.0, size=1), "unexpected keyword argument 'size'"),
         (source(f"{THIS}:prompt_share"), "missing a required"),
     ],
 )

@@ -29,7 +29,7 @@ def test_the_identity_leaves_scores_alone():
 
 
 def test_a_model_without_one_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(ValueError, match="`rlhf reward`.*normalization=none"):
+    with pytest.raises(ValueError, match=r"`rlhf reward`.*normalization=none"):
         Normalizer.load(tmp_path)
 
 
@@ -42,9 +42,7 @@ def test_scores_without_a_scale_are_refused(scores, message):
         Normalizer.fit(np.array(scores), source="rows")
 
 
-@pytest.mark.parametrize(
-    "content", ["{", '{"mean": 0}', json.dumps({"mean": 0, "std": 0, "count": 2, "source": "x"})]
-)
+@pytest.mark.parametrize("content", ["{", '{"mean": 0}', json.dumps({"mean": 0, "std": 0, "count": 2, "source": "x"})])
 def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / NORMALIZER_FILE).write_text(content)
 

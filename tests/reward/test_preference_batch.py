@@ -4,12 +4,13 @@ import pytest
 from reward.demonstrations import encode_demonstrations
 from reward.preference_batch import collate, encode_comparisons, group_comparisons
 from reward.preferences import Comparison, ComparisonSet
+from reward.row_fields import OnBadRow
 
 PAIR = Comparison("the cat", (" sat", " ran to the tree"), ((1,), (0,)), "rows, row 0")
 RANKED = Comparison("", ("a", "the dog", "the rain"), ((2,), (0, 1)), "rows, row 1")
 
 
-def encode(comparisons, tokenizer, max_tokens=64, on_bad_row="error", skipped=()):
+def encode(comparisons, tokenizer, max_tokens=64, on_bad_row: OnBadRow = "error", skipped=()):
     found = ComparisonSet(list(comparisons), list(skipped))
     return encode_comparisons(found, tokenizer, max_tokens=max_tokens, source="rows", on_bad_row=on_bad_row)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from reward.config import LabelledTextFormat, PairsFormat, RankingsFormat
@@ -6,7 +8,7 @@ from reward.preferences import Comparison, comparisons_from_rows
 CHAT = [{"role": "user", "content": "who ran?"}]
 
 
-def read(rows, format, tokenizer=None, **options):
+def read(rows, format, tokenizer: Any = None, **options):
     return comparisons_from_rows(rows, format, tokenizer=tokenizer, source="data.train=x.jsonl", **options)
 
 

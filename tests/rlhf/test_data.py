@@ -143,7 +143,7 @@ def test_a_hub_name_carries_config_and_split(monkeypatch: pytest.MonkeyPatch) ->
         asked.append((name, config, split))
         return [{"text": "a"}, {"text": "b"}]
 
-    monkeypatch.setattr("rlhf.data.datasets.load_dataset", record)
+    monkeypatch.setattr("rlhf.data.load_dataset", record)
     assert load_rows("owner/name[:1]") == [{"text": "a"}]
     load_rows("owner/name:test")
     load_rows("owner/name:main:test")
@@ -154,7 +154,7 @@ def test_an_unreachable_hub_name_is_refused_in_one_line(monkeypatch: pytest.Monk
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach\n'owner/name'")
 
-    monkeypatch.setattr("rlhf.data.datasets.load_dataset", unreachable)
+    monkeypatch.setattr("rlhf.data.load_dataset", unreachable)
     with pytest.raises(ValueError, match=r"data.train=owner/name: neither a local file nor") as error:
         load_rows("owner/name")
     assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """Packed text: what a sequence holds, that the stream resumes exactly, and perplexity against a direct computation."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
 from policies.loading import load_backbone
-from rlhf.text_stream import TextStream, encode_texts, perplexity, require_texts, sequence_starts
+from rlhf.text_stream import TextStream, encode_texts, perplexity, require_texts
 
 ROWS = [{"text": text} for text in ("the cat sat", "a dog ran over the hill", "rain", "the girl sang all day", "mat")]
 
@@ -27,26 +28,15 @@ def test_a_document_is_bos_text_eos(tiny_tokenizer: PreTrainedTokenizerBase) -> 
     assert document.tolist() == [tiny_tokenizer.bos_token_id, *body, tiny_tokenizer.eos_token_id]
 
 
-def test_a_cut_document_starts_the_next_sequence_again() -> None:
-    # Documents of 3, 2 and 6 tokens, sequences of 4: [0:4] cuts the second, so [3:7] begins with it; [3:7] cuts the
-    # third, which then fills [5:9] from its beginning; [9:] goes on in its middle, because it is longer than a
-    # sequence.
-    assert sequence_starts(np.array([0, 3, 5, 11]), 4) == [0, 3, 5, 9]
-
-
-def test_a_sequence_that_ends_with_a_document_is_followed_by_the_next_document() -> None:
-    assert sequence_starts(np.array([0, 2, 4, 8]), 4) == [0, 4]
-
-
-def test_every_token_of_every_document_is_in_the_epoch(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    documents = encode_texts(ROWS, tiny_tokenizer, source="rows")
-    text = stream(tiny_tokenizer)
-    sequences = []
+def test_an_epoch_is_the_documents_end_to_end_without_a_rest(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    documents = [document.tolist() for document in encode_texts(ROWS, tiny_tokenizer, source="rows")]
+    epoch = []
+    text = stream(tiny_tokenizer, sequence_tokens=8)
     while text.epoch_progress < 1:
-        sequences += text.next(1)
-    joined = " ".join(" ".join(map(str, sequence)) + " |" for sequence in sequences)
-    for document in documents:
-        assert " ".join(map(str, document)) in joined or len(document) > 16
+        epoch += text.next(1)[0].tolist()
+    possible = (list(itertools.chain(*order)) for order in itertools.permutations(documents))
+    assert epoch in [tokens[: len(tokens) // 8 * 8] for tokens in possible]
+    assert len(epoch) % 8 == 0
 
 
 def test_sequences_have_exactly_the_asked_length_and_cannot_be_written(

@@ -42,6 +42,15 @@ def test_an_excluded_token_is_never_drawn_wherever_it_stands(uniform: float) -> 
     assert tokens.item() in (1, 3)
 
 
+def test_shares_that_round_to_a_sum_below_one_leave_no_gap_at_the_end() -> None:
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, -1] = -INF
+    assert (torch.softmax(logits, dim=-1).sum(dim=-1, dtype=torch.float64) < LAST_UNIFORM).any()
+    tokens, logprobs = draw_tokens(logits, column(*[LAST_UNIFORM] * 200))
+    assert (tokens == 48).all()
+    assert logprobs.isfinite().all()
+
+
 def test_the_end_of_a_large_vocabulary_is_reached_and_not_passed() -> None:
     # 50,257 equal shares: a float32 sum would end away from 1 and lose or invent the last tokens.
     vocabulary = 50_257

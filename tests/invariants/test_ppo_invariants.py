@@ -1,0 +1,95 @@
+"""What must hold in every PPO run, whatever its numbers: first ratio, determinism, independence of how work is cut."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import PpoConfig
+from rlhf.runtime.metric_registry import require_documented
+from rlhf.runtime.run_folder import RunFiles
+from tests.tiny_ppo import comparable, merged, ppo_settings, run_ppo, with_ptx, write_reward_adapter
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """PPO-ptx against a reward model on the policy's base, with two responses to a prompt."""
+    folder = tmp_path_factory.mktemp("invariants")
+    reward = write_reward_adapter(folder / "reward", tiny_llama_folder)
+    sources = [
+        {"kind": "model", "name": "proxy", "path": str(reward), "device": "cpu"},
+        {"kind": "length", "maximum_words": 2, "weight": 0.1},
+    ]
+    rollout = {"prompts_per_step": 3, "responses_per_prompt": 2, "sampling": {"temperature": 0.7}}
+    # Small enough that rounding, which Adam and the clips amplify, stays rounding.
+    adam = {"learning_rate": 1e-3}
+    changes: dict[str, Any] = {"optimizer": adam, "critic": {"optimizer": adam}, "steps": 2}
+    return with_ptx(folder, ppo_settings(folder, tiny_llama_folder, reward=sources, rollout=rollout, **changes))
+
+
+@pytest.fixture(scope="module")
+def straight(settings: dict[str, Any]) -> RunFiles:
+    return run_ppo(PpoConfig.model_validate(settings))
+
+
+def variant(settings: dict[str, Any], folder: Path, **changes: Any) -> RunFiles:
+    return run_ppo(PpoConfig.model_validate(merged(settings, run_dir=str(folder / "variant"), **changes)))
+
+
+def assert_same_run(one: RunFiles, other: RunFiles, *, tolerance: float) -> None:
+    """The same completions, and the same metrics up to a tolerance; 0 means bitwise."""
+    assert one.read_samples()
+    said = [[(row["step"], row["prompt_id"], row["response"]) for row in run.read_samples()] for run in (one, other)]
+    assert said[0] == said[1]
+    rows = [comparable(run.read_metrics()) for run in (one, other)]
+    assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
+    if tolerance:
+        for expected, actual in zip(*rows, strict=True):
+            assert actual == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    else:
+        assert rows[0] == rows[1]
+
+
+def test_sampler_and_learner_agree_before_every_update(straight: RunFiles) -> None:
+    rows = straight.read_metrics()
+    assert len(rows) == 2
+    for row in rows:
+        assert row["policy/first_step_ratio_error"] < 1e-5
+        assert row["sync/canary_max_logprob_diff"] < 1e-4
+        assert row["rollout/policy_version"] == row["step"] - 1
+        assert row["sync/version"] == row["step"]
+    # The policy starts as the reference and leaves it.
+    assert abs(rows[0]["objective/kl"]) < 1e-5
+    assert abs(rows[1]["objective/kl"]) > 1e-3
+
+
+def test_every_metric_of_a_run_is_documented(straight: RunFiles) -> None:
+    for row in straight.read_metrics():
+        require_documented(row.keys() - {"step"})
+
+
+def test_the_same_seed_gives_the_same_run_bitwise(straight: RunFiles, settings: dict[str, Any], tmp_path: Path) -> None:
+    assert_same_run(straight, variant(settings, tmp_path), tolerance=0)
+
+
+def test_another_seed_gives_another_run(straight: RunFiles, settings: dict[str, Any], tmp_path: Path) -> None:
+    other = variant(settings, tmp_path, seed=4)
+    assert [row["response"] for row in other.read_samples()] != [row["response"] for row in straight.read_samples()]
+
+
+def test_batch_sizes_change_speed_and_memory_only(
+    straight: RunFiles, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "micro_batch_tokens": 1,
+        "rollout": {"engine": {"kind": "hf", "batch_size_responses": 1}},
+        "reward": [settings["reward"][0] | {"micro_batch_tokens": 1}, settings["reward"][1]],
+    }
+    assert_same_run(straight, variant(settings, tmp_path, **changes), tolerance=1e-4)
+
+
+def test_an_adapter_that_is_not_merged_for_decoding_samples_the_same(
+    straight: RunFiles, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    engine = {"kind": "hf", "merge_adapter": False}
+    assert_same_run(straight, variant(settings, tmp_path, rollout={"engine": engine}), tolerance=1e-4)

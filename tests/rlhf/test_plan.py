@@ -1,0 +1,68 @@
+"""What `--dry-run` says about the placement of a run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf import cli, plan
+from rlhf.plan import describe_placement
+from rlhf.runtime.placement import Resources
+from tests.tiny_ppo import ppo_config, ppo_settings
+
+SPLIT = {"kind": "split", "rollout": {"workers": 2, "cpus": 0.5}}
+
+
+@pytest.fixture(autouse=True)
+def _two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "local_resources", lambda: Resources(2.0, 0.0))
+
+
+def test_in_process_needs_no_actor(tmp_path: Path) -> None:
+    lines = describe_placement(ppo_config(tmp_path, "model"))
+    assert lines == [
+        "placement: this process hosts rollout, reward, reference, learner",
+        "each step: 4 responses, then 2 epochs over them",
+    ]
+
+
+def test_colocated_is_one_actor(tmp_path: Path) -> None:
+    lines = describe_placement(ppo_config(tmp_path, "model", placement={"kind": "colocated"}))
+    assert lines[0] == "placement: colocated on a local Ray cluster"
+    assert lines[1] == "  actor colocated: rollout, reward, reference, learner; reserves 2 CPUs and 0 GPUs"
+
+
+def test_split_names_every_actor_with_its_role_and_share(tmp_path: Path) -> None:
+    rollout = {"prompts_per_step": 3, "responses_per_prompt": 4}
+    lines = describe_placement(ppo_config(tmp_path, "model", placement=SPLIT, rollout=rollout))
+    assert [line.split(";")[0].strip() for line in lines[1:-1]] == [
+        "actor rollout-0: rollout",
+        "actor rollout-1: rollout",
+        "actor reward-0: reward",
+        "actor reference-0: reference",
+        "actor learner: learner",
+    ]
+    assert lines[1].endswith("reserves 0.5 CPUs and 0 GPUs")
+    assert lines[-1] == "each step: 12 responses, then 2 epochs over them"
+
+
+def test_what_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
+    placement = {"kind": "split", "learner": {"cpus": 8}}
+    with pytest.raises(ValueError, match=r"^placement: 4 actors ask for 8\.75 CPUs .* the cluster has 2 CPUs"):
+        describe_placement(ppo_config(tmp_path, "model", placement=placement))
+
+
+def test_a_cluster_elsewhere_is_not_judged_by_this_machine(tmp_path: Path) -> None:
+    placement = {"kind": "split", "learner": {"cpus": 8}, "address": "ray://10.0.0.1:10001"}
+    lines = describe_placement(ppo_config(tmp_path, "model", placement=placement))
+    assert lines[0] == "placement: split on the Ray cluster at ray://10.0.0.1:10001"
+
+
+def test_a_dry_run_prints_the_placement_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ppo_settings(tmp_path, "no/such/model", placement=SPLIT)
+    path = tmp_path / "ppo.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert cli.main(["ppo", str(path), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "#   actor rollout-1: rollout; reserves 0.5 CPUs and 0 GPUs" in output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,291 @@
+"""The driver's view of the roles: fan-out in order, weights that are proved to have arrived, waits that name who hangs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reward.interface import RewardFailure, RewardOutput, RewardRequest
+from rlhf.role_groups import RoleGroups, join_outputs, open_roles
+from rlhf.runtime.workers import LocalWorker, WorkerTimeoutError
+from rollout.hf_engine import NonFiniteLogitsError
+from rollout.pool import PendingCall, RolloutTimeoutError, WorkerHandle
+from rollout.types import Completion, PerToken, Prompt, RolloutBatch, TokenIds
+from rollout.weight_sync import Ack, CanaryMismatchError, ChecksumError, StaleWeightsError, WeightUpdate, pack, unpack
+from tests.tiny_ppo import ppo_config
+
+
+class Sampler:
+    """A rollout worker whose log-probs are its one weight; a script spoils what it is sent."""
+
+    def __init__(self, spoil: Callable[[WeightUpdate], WeightUpdate] = lambda update: update) -> None:
+        self.weight, self.version, self._spoil = 0.0, 0, spoil
+        self.samples = 0
+
+    def generate(
+        self, prompts: Sequence[Prompt], response_indices: Sequence[int], *, seed: int, step: int, expected_version: int
+    ) -> list[Completion]:
+        del seed, step
+        if expected_version != self.version:
+            raise StaleWeightsError(f"worker holds {self.version}, asked was {expected_version}")
+        self.samples += len(prompts)
+        ids = np.array([4, 2], np.int32)
+        return [
+            Completion(prompt.id, index, ids, np.zeros(2, np.float32), "stop", self.version)
+            for prompt, index in zip(prompts, response_indices, strict=True)
+        ]
+
+    def apply_update(self, update: WeightUpdate) -> Ack:
+        update = self._spoil(update)
+        self.weight = float(unpack(update)["w"])
+        self.version = update.version
+        return Ack(update.version, update.checksum)
+
+    def adopt_version(self, version: int) -> None:
+        self.version = version
+
+    def canary(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        del prompts
+        return [np.full(len(response), self.weight, np.float32) for response in responses]
+
+
+class Trainer:
+    """A learner whose log-probs are its one weight."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.asked: list[int] = []
+
+    def publish(self, version: int) -> WeightUpdate:
+        return pack({"w": torch.tensor(self.weight)}, version)
+
+    def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        self.asked.append(len(prompts))
+        return [np.full(len(response), self.weight, np.float32) for response in responses]
+
+
+class Judge:
+    """Scores a request by the number in its response, and fails on "bad"."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def score(self, requests: Sequence[RewardRequest]) -> RewardOutput:
+        self.calls += 1
+        bad = [index for index, request in enumerate(requests) if request.response == "bad"]
+        scores = np.array([np.nan if r.response == "bad" else float(r.response) for r in requests], np.float32)
+        return RewardOutput(scores, {"judge": scores * 2}, [RewardFailure(index, "it is bad") for index in bad])
+
+
+class Anchor:
+    """A reference whose log-probs are the prompt's first id."""
+
+    def reference_logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        return [np.full(len(r), p[0], np.float32) for p, r in zip(prompts, responses, strict=True)]
+
+
+class Hanging:
+    """A worker that never answers; it knows for how long the caller would have waited."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waits: list[float] = []
+
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
+        del method, arguments, keywords
+        return self
+
+    def result(self, timeout_seconds: float) -> Any:
+        self.waits.append(timeout_seconds)
+        raise WorkerTimeoutError(f"actor {self.name} did not finish within {timeout_seconds:g} seconds")
+
+
+def groups(
+    *, rollout: Sequence[Any] = (), reward: Sequence[Any] = (), learner: Any = None, share_weights: bool = False
+) -> RoleGroups:
+    def handles(role: str, objects: Sequence[Any]) -> list[WorkerHandle]:
+        return [o if hasattr(o, "call") else LocalWorker(f"{role}-{i}", o) for i, o in enumerate(objects)]
+
+    return RoleGroups(
+        rollout=handles("rollout", rollout or [Sampler()]),
+        reward=handles("reward", reward or [Judge()]),
+        reference=handles("reference", [Anchor(), Anchor()]),
+        learner=handles("learner", [learner or Trainer(0.5)])[0],
+        share_weights=share_weights,
+        timeout_seconds=7.0,
+        rollout_timeout_seconds=5.0,
+        canary_tolerance=1e-3,
+    )
+
+
+def prompts_of(count: int) -> list[Prompt]:
+    return [Prompt(str(i), "p", np.array([10 + i], np.int32)) for i in range(count)]
+
+
+def batch_of(count: int) -> RolloutBatch:
+    prompts = prompts_of(count)
+    return RolloutBatch(
+        prompts, Sampler().generate(prompts, [0] * count, seed=0, step=0, expected_version=0)
+    )
+
+
+# --- fan-out ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_completions_come_back_in_the_order_of_the_prompts(workers: int) -> None:
+    batch = groups(rollout=[Sampler() for _ in range(workers)]).generate(prompts_of(2), 2, seed=1, step=4, version=0)
+    assert [prompt.id for prompt in batch.prompts] == ["0", "0", "1", "1"]
+    assert [(c.prompt_id, c.response_index) for c in batch.completions] == [("0", 0), ("0", 1), ("1", 0), ("1", 1)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_scores_components_and_failures_are_joined_in_order(workers: int) -> None:
+    judges = [Judge() for _ in range(workers)]
+    requests = [RewardRequest("p", text) for text in ("1", "2", "bad", "4")]
+    output = groups(reward=judges).ask_scores(requests)()
+    np.testing.assert_array_equal(output.scores, np.array([1, 2, np.nan, 4], np.float32))
+    np.testing.assert_array_equal(output.components["judge"], np.array([2, 4, np.nan, 8], np.float32))
+    assert [(failure.index, failure.reason) for failure in output.failures] == [(2, "it is bad")]
+    assert sum(judge.calls for judge in judges) == min(workers, 4)
+
+
+def test_a_failure_in_a_later_share_keeps_its_place() -> None:
+    outputs = [Judge().score([RewardRequest("p", t) for t in texts]) for texts in (("1", "bad"), ("3",), ("bad", "5"))]
+    joined = join_outputs([(0, outputs[0]), (2, outputs[1]), (3, outputs[2])])
+    assert [failure.index for failure in joined.failures] == [1, 3]
+    np.testing.assert_array_equal(np.isnan(joined.scores), [False, True, False, True, False])
+
+
+def test_reference_log_probs_come_back_in_order() -> None:
+    prompts = [prompt.token_ids for prompt in prompts_of(5)]
+    rows = groups().ask_reference_logprobs(prompts, [np.zeros(1 + i, np.int32) for i in range(5)])()
+    assert [row.tolist() for row in rows] == [[10.0 + i] * (1 + i) for i in range(5)]
+
+
+# --- weight sync ------------------------------------------------------------------------------------------------------
+
+
+def test_a_sync_brings_every_worker_to_the_version_and_measures_the_canaries() -> None:
+    samplers = [Sampler(), Sampler()]
+    learner = Trainer(0.25)
+    metrics = groups(rollout=samplers, learner=learner).sync(3, canaries=batch_of(5))
+    assert [(sampler.version, sampler.weight) for sampler in samplers] == [(3, 0.25)] * 2
+    assert metrics == {"sync/version": 3.0, "sync/bytes": 4.0, "sync/canary_max_logprob_diff": 0.0}
+    assert learner.asked == [2]
+
+
+def test_shared_weights_are_adopted_without_moving_any() -> None:
+    sampler = Sampler()
+    sampler.weight = 0.5
+    metrics = groups(rollout=[sampler], share_weights=True).sync(2, canaries=batch_of(1))
+    assert sampler.version == 2
+    assert metrics["sync/bytes"] == 0.0
+
+
+def flip_a_bit(update: WeightUpdate) -> WeightUpdate:
+    return replace(update, tensors={"w": update.tensors["w"] + np.float32(1e-6)})
+
+
+def other_weights(update: WeightUpdate) -> WeightUpdate:
+    return pack({"w": torch.tensor(9.0)}, update.version)
+
+
+def old_version(update: WeightUpdate) -> WeightUpdate:
+    return replace(pack({"w": torch.tensor(0.5)}, update.version - 1), checksum=update.checksum)
+
+
+class KeepsItsOwn(Sampler):
+    """Acknowledges an update and goes on with the weights it had."""
+
+    def apply_update(self, update: WeightUpdate) -> Ack:
+        self.version = update.version
+        return Ack(update.version, update.checksum)
+
+
+class SaysTheOldVersion(Sampler):
+    """Loads the update and stays at its version."""
+
+    def apply_update(self, update: WeightUpdate) -> Ack:
+        self.weight = float(unpack(update)["w"])
+        return Ack(self.version, update.checksum)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "error", "message"),
+    [
+        (Sampler(flip_a_bit), ChecksumError, "weight update 1 has checksum"),
+        (Sampler(other_weights), ChecksumError, "rollout worker rollout-1 loaded weights with checksum"),
+        (SaysTheOldVersion(), StaleWeightsError, "rollout worker rollout-1 is at version 0 after update 1"),
+        (KeepsItsOwn(), CanaryMismatchError, "rollout-1 differs from the learner by 0.5 nats"),
+    ],
+    ids=["damaged on the way", "other weights", "stale", "silently the old weights"],
+)
+def test_a_worker_that_does_not_hold_the_learners_weights_is_found_and_named(
+    faulty: Sampler, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        groups(rollout=[Sampler(), faulty]).sync(1, canaries=batch_of(2))
+
+
+def test_a_worker_of_another_version_is_never_sampled_from() -> None:
+    samplers = [Sampler(), Sampler()]
+    roles = groups(rollout=samplers)
+    roles.sync(1)
+    samplers[1].version = 0
+    with pytest.raises(StaleWeightsError, match="worker holds 0, asked was 1"):
+        roles.generate(prompts_of(4), 1, seed=0, step=0, version=1)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("-inf")])
+def test_a_ruined_policy_is_not_blamed_on_the_worker(weight: float) -> None:
+    with pytest.raises(NonFiniteLogitsError, match=r"not finite at version 4; .*lower optimizer\.learning_rate"):
+        groups(learner=Trainer(weight)).sync(4, canaries=batch_of(1))
+
+
+# --- waits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda roles: roles.ask_scores([RewardRequest("p", "1")])(),
+        lambda roles: roles.learn("perplexity", ["text"]),
+    ],
+    ids=["reward", "learner"],
+)
+def test_a_wait_has_a_timeout_and_names_the_worker(ask: Callable[[RoleGroups], Any]) -> None:
+    hanging = Hanging("slow-7")
+    with pytest.raises(WorkerTimeoutError, match="actor slow-7 did not finish within 7 seconds"):
+        ask(groups(reward=[hanging], learner=hanging))
+    assert hanging.waits == [7.0]
+
+
+def test_a_rollout_worker_that_hangs_is_named_after_the_time_that_rollouts_have() -> None:
+    hanging = Hanging("rollout-1")
+    with pytest.raises(RolloutTimeoutError, match="rollout-1 did not finish 'generate' within 5 s"):
+        groups(rollout=[Sampler(), hanging]).generate(prompts_of(4), 1, seed=0, step=0, version=0)
+    assert hanging.waits[0] <= 5.0
+
+
+# --- the roles of this process ----------------------------------------------------------------------------------------
+
+
+def test_in_this_process_one_host_has_all_roles(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    with open_roles(ppo_config(tmp_path, tiny_llama_folder, rollout={"timeout_seconds": 11.0})) as roles:
+        workers = [*roles.rollout, *roles.reward, *roles.reference, roles.learner]
+        assert [worker.name for worker in workers] == ["driver"] * 4
+        assert roles.share_weights
+        assert roles.rollout_timeout_seconds == 11.0
+        assert roles.canary_tolerance == 1e-3
+        roles.sync(0)
+        assert len(roles.generate(prompts_of(2), 2, seed=0, step=0, version=0)) == 4
+
+
+def test_a_coarser_precision_has_a_wider_tolerance(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    with open_roles(ppo_config(tmp_path, tiny_llama_folder, model={"dtype": "bfloat16"})) as roles:
+        assert roles.canary_tolerance == 5e-2

@@ -1,0 +1,208 @@
+"""Pretraining end to end on a corpus of a few sentences: what it leaves behind, determinism, resuming, refusals."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from policies.causal import CausalPolicy
+from policies.config import ModelConfig
+from policies.loading import load_backbone
+from rlhf.config import PretrainConfig
+from rlhf.optimization import NonFiniteLossError
+from rlhf.runtime.metrics import JsonlSink
+from rlhf.runtime.run_folder import RunFiles
+from rlhf.runtime.training_state import load_latest_checkpoint
+from rlhf.text_stream import perplexity
+from rlhf.trainers.pretrain import run
+
+TEXTS = [f"the {animal} took a {thing} to the {place}." for animal in ("cat", "dog", "owl", "fox")
+         for thing in ("ball", "hat", "map") for place in ("hill", "mill", "lake")]  # fmt: skip
+HELD_OUT = ["the fox took a ball to the lake.", "the owl took a hat to the mill."]
+
+
+def write_rows(path: Path, texts: list[Any]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def configure(tmp_path: Path, name: str = "run", **changes: Any) -> PretrainConfig:
+    settings: dict[str, Any] = {
+        "run_dir": str(tmp_path / name),
+        "model": {
+            "architecture": {"hidden_size": 32, "layers": 1, "heads": 2, "context_tokens": 32},
+            "vocabulary_size": 290,
+        },
+        "data": {
+            "train": write_rows(tmp_path / "train.jsonl", TEXTS),
+            "eval": write_rows(tmp_path / "eval.jsonl", HELD_OUT),
+        },
+        "sequence_tokens": 16,
+        "sequences_per_step": 4,
+        "steps": 6,
+        "eval_every_steps": 3,
+        "compute_dtype": "float32",
+        "checkpoint": {"every_steps": 2},
+        "tracking": {"wandb": "off"},
+    }
+    return PretrainConfig.model_validate(settings | changes)
+
+
+def weights(run_dir: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(run_dir) / "model" / "model.safetensors")
+
+
+def same_weights(first: str, second: str) -> bool:
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def column(run_dir: str, key: str) -> list[float]:
+    return [row[key] for row in RunFiles(run_dir).read_metrics() if key in row]  # pyright: ignore[reportReturnType]
+
+
+def test_a_run_leaves_model_metrics_summary_and_report(tmp_path: Path) -> None:
+    config = configure(tmp_path, steps=40, eval_every_steps=20, optimizer={"learning_rate": 1e-2, "schedule": "cosine"})
+    run(config, resume=False)
+    files = RunFiles(config.run_dir)
+    losses = column(config.run_dir, "loss/train")
+    assert losses[0] == pytest.approx(math.log(290), rel=0.1)
+    assert losses[-1] < 0.6 * losses[0]
+    assert [row["step"] for row in files.read_metrics()] == list(range(1, 41))
+    assert [row["step"] for row in files.read_metrics() if "eval/perplexity" in row] == [20, 40]
+    assert files.report_path.exists()
+    assert files.read_summary()["tokens"] == 40 * 4 * 16
+
+
+def test_the_final_folder_is_plain_transformers_and_has_the_reported_perplexity(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    run(config, resume=False)
+    folder = Path(config.run_dir) / "model"
+    assert AutoModelForCausalLM.from_pretrained(folder).config.max_position_embeddings == 32
+    assert AutoTokenizer.from_pretrained(folder)("the cat")["input_ids"][0] == 1
+    policy = CausalPolicy(load_backbone(ModelConfig(path=str(folder))), adapter=None, temperature=1.0)
+    summary = RunFiles(config.run_dir).read_summary()
+    assert summary["perplexity"] == pytest.approx(perplexity(policy, HELD_OUT), rel=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(configure(tmp_path, name, seed=seed), resume=False)
+    assert same_weights(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert not same_weights(str(tmp_path / "a"), str(tmp_path / "c"))
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
+    for name, budget in (("whole", 10_000), ("parts", 40), ("single", 1)):
+        run(configure(tmp_path, name, micro_batch_tokens=budget), resume=False)
+    for key in ("loss/train", "policy/grad_norm", "eval/loss"):
+        whole = column(str(tmp_path / "whole"), key)
+        assert column(str(tmp_path / "parts"), key) == pytest.approx(whole, rel=1e-4)
+        assert column(str(tmp_path / "single"), key) == pytest.approx(whole, rel=1e-4)
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes Ctrl-C arrive while the line of `step` is being written, once."""
+    log = JsonlSink.log
+
+    def log_or_interrupt(self: JsonlSink, at: int, metrics: Any) -> None:
+        if at == step:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        log(self, at, metrics)
+
+    monkeypatch.setattr(JsonlSink, "log", log_or_interrupt)
+
+
+def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(configure(tmp_path, "straight"), resume=False)
+    config = configure(tmp_path, "broken")
+    interrupt_at(6, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, resume=False)
+    run(config, resume=True)
+    assert same_weights(str(tmp_path / "straight"), config.run_dir)
+    for key in ("loss/train", "eval/loss", "progress/lr", "progress/epoch"):
+        assert column(config.run_dir, key) == column(str(tmp_path / "straight"), key)
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tmp_path)
+    interrupt_at(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, resume=False)
+    run(config, resume=True)
+    assert len(column(config.run_dir, "loss/train")) == 6
+
+
+def test_resuming_a_finished_run_keeps_its_numbers(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    run(config, resume=False)
+    before = RunFiles(config.run_dir).read_summary()
+    run(config, resume=True)
+    assert RunFiles(config.run_dir).read_summary() == before
+
+
+def test_a_non_finite_loss_stops_with_the_state_before_it(tmp_path: Path) -> None:
+    # The first step already ruins the weights (up to 1e30), the second sees it.
+    config = configure(tmp_path, optimizer={"learning_rate": 1e30, "schedule": "constant"})
+    for resume in (False, True):
+        with pytest.raises(NonFiniteLossError, match="training stopped"):
+            run(config, resume=resume)
+    state = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path)
+    assert state is not None
+    assert state.step == len(column(config.run_dir, "loss/train")) > 0
+    assert all(torch.isfinite(tensor).all() for tensor in state.tensors.values())
+    assert not RunFiles(config.run_dir).summary_path.exists()
+
+
+def test_a_pretrained_folder_is_continued_with_its_own_tokenizer(tmp_path: Path) -> None:
+    first = configure(tmp_path, "first", steps=40, optimizer={"learning_rate": 1e-2})
+    run(first, resume=False)
+    second = configure(tmp_path, "second", model={"path": str(Path(first.run_dir) / "model")})
+    run(second, resume=False)
+    assert column(second.run_dir, "loss/train")[0] == pytest.approx(column(first.run_dir, "loss/train")[-1], rel=0.2)
+
+
+def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_loss(tmp_path: Path) -> None:
+    for name in ("float32", "bfloat16"):
+        run(configure(tmp_path, name, compute_dtype=name), resume=False)
+    exact, rounded = (column(str(tmp_path / name), "loss/train") for name in ("float32", "bfloat16"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.01)
+    assert {tensor.dtype for tensor in weights(str(tmp_path / "bfloat16")).values()} == {torch.float32}
+
+
+def test_a_sequence_longer_than_the_context_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = configure(tmp_path, sequence_tokens=33)
+    with pytest.raises(ValueError, match=r"sequence_tokens=33 exceeds the model's context of 32 tokens"):
+        run(config, resume=False)
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    run(config, resume=False)
+    before = (Path(config.run_dir) / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(config, resume=False)
+    assert (Path(config.run_dir) / "metrics.jsonl").read_bytes() == before
+
+
+def test_bad_rows_stop_the_run_or_are_skipped_and_counted(tmp_path: Path) -> None:
+    data = {"train": write_rows(tmp_path / "bad.jsonl", [*TEXTS, None])}
+    with pytest.raises(ValueError, match=r"bad.jsonl, row 36: text is None"):
+        run(configure(tmp_path, data=data), resume=False)
+    config = configure(tmp_path, data={**data, "on_bad_row": "skip"})
+    run(config, resume=False)
+    summary = RunFiles(config.run_dir).read_summary()
+    assert (summary["skipped_rows"], summary["documents"], summary["perplexity"]) == (1, 36, None)

@@ -1,0 +1,216 @@
+"""Supervised fine-tuning end to end on a tiny model: what is learned, determinism, resuming, adapters, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from policies.config import ModelConfig
+from policies.loading import load_backbone
+from rlhf.config import SftConfig
+from rlhf.conversations import Example, examples_from_rows
+from rlhf.optimization import NonFiniteLossError
+from rlhf.runtime.metrics import JsonlSink
+from rlhf.runtime.run_folder import RunFiles
+from rlhf.runtime.training_state import load_latest_checkpoint
+from rlhf.trainers.sft import example_order, run
+
+ROWS = [
+    {"prompt": f"where is the {animal}?", "completion": f" the {animal} is {place}" + " now" * (index % 3)}
+    for index, (animal, place) in enumerate(
+        (animal, place) for animal in ("cat", "dog", "bird") for place in ("on the mat", "in the tree", "on a hill")
+    )
+]
+HELD_OUT = [{"prompt": "where is the girl?", "completion": " the girl is on the mat"}, ROWS[0]]
+LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, tiny_llama_folder: Path) -> Any:
+    def build(name: str = "run", *, tuning: dict[str, Any] | None = None, **changes: Any) -> SftConfig:
+        settings: dict[str, Any] = {
+            "run_dir": str(tmp_path / name),
+            "model": {"path": str(tiny_llama_folder), "tuning": tuning or {"kind": "full"}},
+            "data": {
+                "train": write_rows(tmp_path / "train.jsonl", ROWS),
+                "eval": write_rows(tmp_path / "eval.jsonl", HELD_OUT),
+            },
+            "epochs": 2.5,  # 23 examples: 5 steps of 4 and one of 3
+            "examples_per_step": 4,
+            "micro_batch_examples": 4,
+            "max_tokens": 64,
+            "optimizer": {"learning_rate": 1e-2},
+            "checkpoint": {"every_steps": 2},
+            "tracking": {"wandb": "off"},
+        }
+        return SftConfig.model_validate(settings | changes)
+
+    return build
+
+
+def column(config: SftConfig, key: str) -> list[float]:
+    return [row[key] for row in RunFiles(config.run_dir).read_metrics() if key in row]  # pyright: ignore[reportReturnType]
+
+
+def mean_completion_nll(folder: Path, examples: list[Example], adapter: Path | None = None) -> float:
+    """By hand from the library's own logits: token t is predicted at t - 1; only learned tokens count."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = PeftModel.from_pretrained(model, str(adapter)) if adapter else model
+    losses: list[float] = []
+    for example in examples:
+        ids = torch.from_numpy(example.token_ids).long()
+        with torch.no_grad():
+            logprobs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        learned = np.flatnonzero(example.loss_mask)
+        losses += [-logprobs[position - 1, ids[position]].item() for position in learned]
+    return float(np.mean(losses))
+
+
+def encode(rows: list[dict[str, Any]], folder: Path) -> list[Example]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return examples_from_rows(rows, tokenizer, max_tokens=64, source="rows").examples
+
+
+def test_every_epoch_is_a_permutation_and_the_last_is_cut() -> None:
+    order = example_order(5, 2.5, seed=1)
+    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
+    assert order[:5] != order[5:10]
+    assert len(order) == 13
+    assert len(set(order[10:])) == 3
+    assert order == example_order(5, 2.5, seed=1)
+    assert order != example_order(5, 2.5, seed=2)
+
+
+def test_the_first_loss_is_the_mean_over_completion_tokens_computed_by_hand(
+    configure: Any, tiny_llama_folder: Path
+) -> None:
+    config = configure()
+    run(config, resume=False)
+    first = [ROWS[index] for index in example_order(len(ROWS), 2.5, config.seed)[:4]]
+    expected = mean_completion_nll(tiny_llama_folder, encode(first, tiny_llama_folder))
+    assert column(config, "loss/train")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_learns_and_leaves_model_metrics_summary_and_report(configure: Any) -> None:
+    config = configure(epochs=10, eval_every_steps=10)
+    run(config, resume=False)
+    files = RunFiles(config.run_dir)
+    losses = column(config, "loss/train")
+    assert losses[-1] < 0.5 * losses[0]
+    assert [row["step"] for row in files.read_metrics()] == list(range(1, 24))
+    assert [row["step"] for row in files.read_metrics() if "eval/loss" in row] == [10, 20, 23]
+    assert column(config, "progress/epoch")[-1] == 10
+    assert files.report_path.exists()
+    assert files.read_summary()["examples"] == 90
+
+
+def test_the_reported_held_out_loss_is_that_of_the_final_folder(configure: Any) -> None:
+    config = configure()
+    run(config, resume=False)
+    folder = Path(config.run_dir) / "model"
+    expected = mean_completion_nll(folder, encode(HELD_OUT, folder))
+    assert RunFiles(config.run_dir).read_summary()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_micro_batches_change_nothing_but_rounding(configure: Any) -> None:
+    whole, single = configure("whole"), configure("single", micro_batch_examples=1)
+    for config in (whole, single):
+        run(config, resume=False)
+    for key in ("loss/train", "policy/grad_norm", "eval/loss"):
+        assert column(single, key) == pytest.approx(column(whole, key), rel=1e-3)
+
+
+@pytest.mark.parametrize("tuning", [{"kind": "full"}, LORA])
+def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
+    configure: Any, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
+) -> None:
+    straight, broken = configure("straight", tuning=tuning), configure("broken", tuning=tuning)
+    run(straight, resume=False)
+    log = JsonlSink.log
+
+    def log_or_interrupt(self: JsonlSink, step: int, metrics: Any) -> None:
+        if step == 4:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        log(self, step, metrics)
+
+    monkeypatch.setattr(JsonlSink, "log", log_or_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, resume=False)
+    run(broken, resume=True)
+    for key in ("loss/train", "eval/loss", "progress/lr", "progress/tokens"):
+        assert column(broken, key) == column(straight, key)
+    file = "model.safetensors" if tuning["kind"] == "full" else "adapter_model.safetensors"
+    one, other = (load_file(Path(config.run_dir) / "model" / file) for config in (straight, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+
+
+def test_lora_leaves_the_base_alone_and_an_adapter_that_peft_loads(configure: Any, tiny_llama_folder: Path) -> None:
+    config = configure(tuning=LORA)
+    base_before = (tiny_llama_folder / "model.safetensors").read_bytes()
+    run(config, resume=False)
+    folder = Path(config.run_dir) / "model"
+    assert (folder / "adapter_config.json").exists()
+    assert not (folder / "model.safetensors").exists()
+    assert (tiny_llama_folder / "model.safetensors").read_bytes() == base_before
+    expected = mean_completion_nll(tiny_llama_folder, encode(HELD_OUT, tiny_llama_folder), adapter=folder)
+    assert RunFiles(config.run_dir).read_summary()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    assert column(config, "eval/loss")[-1] < mean_completion_nll(tiny_llama_folder, encode(HELD_OUT, tiny_llama_folder))
+
+
+def test_an_adapter_folder_is_trained_on(configure: Any) -> None:
+    first = configure("first", tuning=LORA)
+    run(first, resume=False)
+    model = {"path": str(Path(first.run_dir) / "model"), "tuning": LORA}
+    second = configure("second", model=model)
+    run(second, resume=False)
+    assert column(second, "loss/train")[0] < column(first, "loss/train")[0]
+    assert load_backbone(ModelConfig(**model)).adapters.names == ("policy", "reference")
+
+
+def test_a_non_finite_loss_stops_with_the_state_before_it(configure: Any) -> None:
+    config = configure(optimizer={"learning_rate": 1e30, "schedule": "constant"})
+    for resume in (False, True):
+        with pytest.raises(NonFiniteLossError, match="training stopped"):
+            run(config, resume=resume)
+    state = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path)
+    assert state is not None
+    assert state.step == len(column(config, "loss/train")) > 0
+    assert all(torch.isfinite(tensor).all() for tensor in state.tensors.values())
+
+
+def test_examples_longer_than_the_context_are_refused_before_anything_is_written(configure: Any) -> None:
+    config = configure(max_tokens=65)
+    with pytest.raises(ValueError, match=r"max_tokens=65 exceeds the context of model.path, 64 tokens"):
+        run(config, resume=False)
+    assert not Path(config.run_dir).exists()
+
+
+def test_bad_rows_are_skipped_and_counted_where_asked(configure: Any, tmp_path: Path) -> None:
+    data = {"train": write_rows(tmp_path / "bad.jsonl", [*ROWS, {"prompt": "no answer"}]), "on_bad_row": "skip"}
+    config = configure(data=data)
+    run(config, resume=False)
+    summary = RunFiles(config.run_dir).read_summary()
+    assert (summary["skipped_rows"], summary["eval_loss"]) == (1, None)
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_printed_by_the_libraries(configure: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    transformers.logging.disable_progress_bar()  # Those of loading and saving, which are not the trainer's.
+    run(configure(), resume=False)
+    transformers.logging.enable_progress_bar()
+    printed, complaints = capfd.readouterr()
+    assert all(line.startswith("sft ") for line in printed.splitlines())
+    assert complaints == ""
