@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "rlhf": {"rlhf", "rollout", "reward", "policies"},
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "ray", "wandb"}
-ONE_HOME = {"wandb": "rlhf/runtime/metrics.py", "trl": "rlhf/trainers/sft.py"}
+ONE_HOME = {"wandb": "rlhf/runtime/metrics.py", "trl": "rlhf/trainers/trl_sft.py"}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 REASON_LETTERS = 10
 
@@ -316,8 +316,8 @@ BROKEN: dict[str, tuple[Rule, dict[str, str], str]] = {
     ),
     "trl has one home": (
         strays,
-        {"rlhf/trainers/sft.py": "import trl\n", "rlhf/trainers/reward.py": "\nimport trl\n"},
-        "rlhf/trainers/reward.py:2: only rlhf/trainers/sft.py imports trl",
+        {"rlhf/trainers/trl_sft.py": "import trl\n", "rlhf/trainers/reward.py": "\nimport trl\n"},
+        "rlhf/trainers/reward.py:2: only rlhf/trainers/trl_sft.py imports trl",
     ),
     "no utils": (vague_names, {"rlhf/runtime/utils.py": ""}, "rlhf/runtime/utils.py:1: name says nothing"),
     "no folder of helpers": (

@@ -65,7 +65,7 @@ def verdict_on(summary: Summary) -> Verdict:
     if low > best["accuracy"]:
         return Verdict(f"{found}, above {label}.", "good")
     if high < best["accuracy"]:
-        return Verdict(f"{found}, below {label}: a policy trained on it learns less than word counts know.", "warning")
+        return Verdict(f"{found}, below {label}: word counts alone judge better.", "warning")
     return Verdict(f"{found}, which cannot be told from {label} on this many comparisons.", "neutral")
 
 

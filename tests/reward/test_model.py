@@ -39,12 +39,12 @@ def write_bert(path):
     BertModel(config).save_pretrained(path)
 
 
-def new_model(folder, tuning=LORA, seed=0, **options):
+def new_model(folder, tuning: Tuning = LORA, seed=0, **options):
     return RewardModel.new(ModelConfig(path=str(folder), tuning=tuning, device="cpu", **options), seed=seed)
 
 
 @torch.no_grad()
-def trained(folder, tuning=LORA, seed=3):
+def trained(folder, tuning: Tuning = LORA, seed=3):
     """A model whose trained weights show: a fresh adapter changes nothing."""
     model = new_model(folder, tuning)
     generator = torch.Generator().manual_seed(seed)

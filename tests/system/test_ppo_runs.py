@@ -1,0 +1,564 @@
+"""Whole PPO runs on tiny models: the same in every placement, resumed after a kill, stopped by a loss that is no number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from transformers import PreTrainedTokenizerBase
+
+from policies.config import ModelConfig
+from policies.loading import load_backbone
+from policies.tokenization import train_tokenizer
+from reward.config import ModelSource
+from reward.interface import RewardRequest
+from reward.model import RewardModel
+from rlhf import cli
+from rlhf.config import PpoConfig
+from rlhf.experience import NoScoredSamplesError
+from rlhf.role_groups import RoleGroups
+from rlhf.roles import RoleHost
+from rlhf.runtime.placement import RoleName
+from rlhf.runtime.run_folder import RunFiles
+from rlhf.runtime.training_state import load_latest_checkpoint
+from rlhf.runtime.workers import LocalWorker
+from rlhf.trainers import ppo
+from rollout.hf_engine import NonFiniteLogitsError
+from tests.rlhf.runtime.test_metrics import items, records_of
+from tests.tiny_models import build_model
+from tests.tiny_ppo import (
+    REWARD_SCALE,
+    STORIES,
+    comparable,
+    merged,
+    ppo_config,
+    ppo_settings,
+    run_ppo,
+    with_ptx,
+    write_reward_adapter,
+    write_rows,
+)
+
+SCRIPTED_REWARD = '''
+import math, os, signal
+
+calls = 0
+
+def score(prompts, responses):
+    """A number that depends on the response alone; dies at the call that the environment names."""
+    global calls
+    calls += 1
+    if os.environ.get("KILL_AT_CALL") == str(calls):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("INTERRUPT_AT_CALL") == str(calls):
+        raise KeyboardInterrupt
+    return [float(len(response) % 5) for response in responses]
+
+def nothing(prompts, responses):
+    return [(math.nan, math.inf, None)[index % 3] for index in range(len(responses))]
+
+def some(prompts, responses):
+    """Fails on every other response."""
+    return [None if index % 2 else 1.0 + index for index in range(len(responses))]
+'''
+
+
+def write_yaml(folder: Path, settings: dict[str, Any]) -> Path:
+    path = folder / "ppo.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def said(run: RunFiles) -> list[tuple[Any, ...]]:
+    return [(row["step"], row["prompt_id"], row["response"]) for row in run.read_samples()]
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name of a module with `SCRIPTED_REWARD`, importable here and in processes that start in `tmp_path`."""
+    name = f"scripted_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(SCRIPTED_REWARD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+# --- placements -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_settings(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """PPO-ptx against a reward model on the policy's base: colocated roles share one base, split ones have their own."""
+    folder = tmp_path_factory.mktemp("placements")
+    reward = write_reward_adapter(folder / "reward", tiny_llama_folder)
+    source = {"kind": "model", "name": "proxy", "path": str(reward), "device": "cpu"}
+    # Small enough that rounding, which Adam and the clips amplify, stays rounding.
+    adam = {"learning_rate": 1e-3}
+    changes: dict[str, Any] = {"optimizer": adam, "critic": {"optimizer": adam}, "steps": 2, "reward": [source]}
+    return with_ptx(folder, ppo_settings(folder, tiny_llama_folder, **changes))
+
+
+@pytest.fixture(scope="module")
+def straight(shared_settings: dict[str, Any]) -> RunFiles:
+    """The run in this process that every placement must repeat."""
+    return run_ppo(PpoConfig.model_validate(shared_settings))
+
+
+def placed(settings: dict[str, Any], folder: Path, **placement: Any) -> PpoConfig:
+    return PpoConfig.model_validate(merged(settings, run_dir=str(folder / "run"), placement=placement))
+
+
+def assert_same_numbers(actual: RunFiles, expected: RunFiles) -> None:
+    assert said(actual) == said(expected)
+    assert said(expected)
+    rows = comparable(actual.read_metrics()), comparable(expected.read_metrics())
+    assert len(rows[0]) == len(rows[1]) == 2
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+
+
+@contextmanager
+def hosts_apart(config: PpoConfig) -> Iterator[RoleGroups]:
+    """The workers of the split placement, each with models of its own, in this process."""
+
+    def workers(role: RoleName, count: int) -> list[LocalWorker]:
+        return [LocalWorker(f"{role}-{index}", RoleHost(config, [role])) for index in range(count)]
+
+    yield RoleGroups(
+        rollout=workers("rollout", 2),
+        reward=workers("reward", 2),
+        reference=workers("reference", 1),
+        learner=workers("learner", 1)[0],
+        share_weights=False,
+        timeout_seconds=60.0,
+        rollout_timeout_seconds=60.0,
+        canary_tolerance=1e-3,
+    )
+
+
+def test_roles_on_models_of_their_own_repeat_the_run_of_roles_on_one_base(
+    straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo, "open_roles", hosts_apart)
+    config = placed(shared_settings, tmp_path, kind="in_process")
+    apart = run_ppo(config)
+    assert_same_numbers(apart, straight)
+    assert all(row["sync/bytes"] for row in apart.read_metrics())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_colocated_actor_repeats_the_run_of_this_process(
+    straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = placed(shared_settings, tmp_path, kind="colocated", cpus=1)
+    assert_same_numbers(run_ppo(config), straight)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_split_actors_repeat_the_run_of_this_process(
+    straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    roles = {role: {"workers": workers} for role in ("rollout", "reward")}
+    run = run_ppo(placed(shared_settings, tmp_path, kind="split", **roles))
+    assert_same_numbers(run, straight)
+    assert all(row["sync/bytes"] for row in run.read_metrics())
+    # Written by the actor, loadable here.
+    trained, expected = (load_file(r.path / "model" / "adapter_model.safetensors") for r in (run, straight))
+    assert all(np.allclose(trained[name], expected[name], atol=1e-5) for name in expected)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_impossible_placement_is_one_line_and_leaves_nothing(
+    tmp_path: Path, tiny_llama_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ppo_settings(tmp_path, tiny_llama_folder, placement={"kind": "split", "rollout": {"workers": 90}})
+    assert cli.main(["ppo", str(write_yaml(tmp_path, settings))]) == 2
+    (line,) = error_lines(capsys)
+    assert line.startswith("error: placement: 93 actors ask for 23.25 CPUs and 0 GPUs in total, the cluster has 2 CPUs")
+    assert "nearest layout that fits: cpus=0.02" in line
+    assert not RunFiles(tmp_path / "run").holds_run()
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_ppo_raises_the_score_it_is_paid_for(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    config = ppo_config(
+        tmp_path,
+        tiny_llama_folder,
+        reward=[{"kind": "regex", "pattern": "e"}],
+        rollout={"prompts_per_step": 16},
+        algorithm={"kl": {"kind": "fixed", "coefficient": 0.0}, "epochs": 2, "minibatches": 1},
+        micro_batch_tokens=4096,
+        steps=15,
+        sample_prompts=0,
+        checkpoint={"every_steps": 100},
+    )
+    run = run_ppo(config)
+    scores = [row["objective/scores"] for row in run.read_metrics()]
+    assert np.mean(scores[-3:]) > np.mean(scores[:3]) + 0.3
+    summary = run.read_summary()
+    assert summary["score_rise_in_start_stds"] > 0.5
+    assert (summary["steps"], summary["episodes"]) == (15, 240)
+
+
+def test_a_strong_penalty_holds_the_policy_at_the_reference(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    def distance(coefficient: float) -> float:
+        kl = {"kind": "fixed", "coefficient": coefficient}
+        changes: dict[str, Any] = {"run_dir": str(tmp_path / f"run-{coefficient}"), "sample_prompts": 0, "steps": 6}
+        settings = ppo_settings(tmp_path, tiny_llama_folder, algorithm={"kl": kl}, micro_batch_tokens=4096, **changes)
+        run = run_ppo(PpoConfig.model_validate(settings))
+        return float(np.mean([row["objective/kl"] for row in run.read_metrics()][-3:]))
+
+    assert distance(20.0) < 0.5 * distance(0.0)
+
+
+# --- a run folder through its life ------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_metrics_samples_summary_report_model_and_checkpoints(
+    straight: RunFiles, shared_settings: dict[str, Any]
+) -> None:
+    assert [row["step"] for row in straight.read_metrics()] == [1, 2]
+    assert [row["step"] for row in straight.read_samples()] == [0, 0, 2, 2]
+    assert straight.report_path.stat().st_size > 1000
+    assert sorted(path.name for path in straight.checkpoints_path.iterdir()) == ["step-00000001", "step-00000002"]
+    summary, rows = straight.read_summary(), straight.read_metrics()
+    assert summary["score_start"] == rows[0]["objective/scores"]
+    assert summary["kl"] == rows[-1]["objective/kl"]
+    assert summary["pretrain_ppl"] == rows[-1]["eval/pretrain_perplexity"]
+    assert summary["episodes"] == 8
+    # The model answers like the policy that the checkpoint holds.
+    backbone = load_backbone(ModelConfig(path=str(straight.path / "model"), device="cpu"))
+    checkpoint = load_latest_checkpoint(straight.checkpoints_path)
+    assert checkpoint is not None
+    saved, trained = backbone.adapters.state("policy"), checkpoint.tensors_of("policy")
+    assert all(np.array_equal(saved[name].numpy(), trained[name].numpy()) for name in trained)
+    assert PpoConfig.model_validate(straight.read_config()) == PpoConfig.model_validate(shared_settings)
+
+
+def life_settings(folder: Path, model: Path, module: str) -> dict[str, Any]:
+    """Four steps with checkpoints and samples after every second one, scored by the scripted function.
+
+    Its calls: 1 first samples, 2 and 3 steps, 4 samples, 5 and 6 steps, 7 samples.
+    """
+    changes: dict[str, Any] = {"steps": 4, "checkpoint": {"every_steps": 2}, "micro_batch_tokens": 4096}
+    source = {"kind": "function", "function": f"{module}:score"}
+    return with_ptx(folder, ppo_settings(folder, model, reward=[source], **changes))
+
+
+def adapter_of(run: RunFiles) -> bytes:
+    return (run.path / "model" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_killed_run_continues_to_the_same_numbers_bitwise(
+    tmp_path: Path, tiny_llama_folder: Path, scripted: str
+) -> None:
+    settings = life_settings(tmp_path, tiny_llama_folder, scripted)
+    killed = merged(settings, run_dir=str(tmp_path / "killed"))
+    # While the fourth step is scored: the third has its metrics line, the last checkpoint is that of the second.
+    command = [sys.executable, "-m", "rlhf.cli", "ppo", str(write_yaml(tmp_path, killed))]
+    process = subprocess.run(command, env=os.environ | {"KILL_AT_CALL": "6"}, cwd=tmp_path, capture_output=True, timeout=110)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    run = RunFiles(killed["run_dir"])
+    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3]
+    assert not run.summary_path.exists()
+
+    resumed, straight = run_ppo(PpoConfig.model_validate(killed), resume=True), run_ppo(PpoConfig.model_validate(settings))
+    assert comparable(resumed.read_metrics()) == comparable(straight.read_metrics())
+    assert [row["step"] for row in resumed.read_metrics()] == [1, 2, 3, 4]
+    assert resumed.read_samples() == straight.read_samples()
+    assert adapter_of(resumed) == adapter_of(straight)
+
+    # A finished run that is resumed stays as it is.
+    summary, metrics = resumed.read_summary(), resumed.metrics_path.read_bytes()
+    again = run_ppo(PpoConfig.model_validate(killed), resume=True)
+    assert again.metrics_path.read_bytes() == metrics
+    assert again.read_summary() == summary
+    assert adapter_of(again) == adapter_of(straight)
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 7], ids=["first samples", "first step", "samples between", "last samples"])
+def test_an_interrupted_run_continues_to_the_same_numbers_bitwise(
+    tmp_path: Path, tiny_llama_folder: Path, scripted: str, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    settings = life_settings(tmp_path, tiny_llama_folder, scripted)
+    straight = run_ppo(PpoConfig.model_validate(settings))
+    config = PpoConfig.model_validate(merged(settings, run_dir=str(tmp_path / "interrupted")))
+    monkeypatch.setattr(sys.modules[scripted], "calls", 0)
+    monkeypatch.setenv("INTERRUPT_AT_CALL", str(call))
+    with pytest.raises(KeyboardInterrupt):
+        run_ppo(config)
+    monkeypatch.delenv("INTERRUPT_AT_CALL")
+    resumed = run_ppo(config, resume=True)
+    assert comparable(resumed.read_metrics()) == comparable(straight.read_metrics())
+    assert resumed.read_samples() == straight.read_samples()
+    assert adapter_of(resumed) == adapter_of(straight)
+
+
+# --- rewards and losses that are no numbers ---------------------------------------------------------------------------
+
+
+def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(
+    tmp_path: Path, tiny_llama_folder: Path, scripted: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    source = {"kind": "function", "function": f"{scripted}:nothing"}
+    with pytest.raises(NoScoredSamplesError, match=rf"none of 4 samples was scored: .*{scripted}:nothing gave no finite"):
+        run_ppo(ppo_config(tmp_path, tiny_llama_folder, reward=[source]))
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_a_reward_that_fails_at_times_loses_only_those_samples(
+    tmp_path: Path, tiny_llama_folder: Path, scripted: str
+) -> None:
+    source = {"kind": "function", "function": f"{scripted}:some"}
+    rows = run_ppo(ppo_config(tmp_path, tiny_llama_folder, reward=[source], steps=2)).read_metrics()
+    assert [row["rollout/dropped"] for row in rows] == [2, 2]
+    # What was scored: 1 and 3.
+    assert [row["objective/scores"] for row in rows] == [2, 2]
+    assert [row["reward/some"] for row in rows] == [2, 2]
+
+
+def test_a_loss_that_is_no_number_stops_the_command_with_saved_state_and_reason(
+    tmp_path: Path, tiny_llama_folder: Path
+) -> None:
+    path = write_yaml(tmp_path, ppo_settings(tmp_path, tiny_llama_folder, optimizer={"learning_rate": 1e30}))
+    command = [sys.executable, "-m", "rlhf.cli", "ppo", str(path)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert process.returncode == 1
+    # The whole of stderr: one line without a traceback.
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: policy loss is nan at step 1; training stopped before it reached the weights")
+    assert f"state saved in {tmp_path / 'run' / 'checkpoints'}; continue with: rlhf ppo" in line
+    state = load_latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert state is not None
+    assert (state.step, state.values["learner"]["policy_updates"]) == (0, 1)
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in state.tensors.values())
+
+
+def test_earlier_checkpoints_outlive_the_state_of_a_run_that_diverged(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    # The learning rate rises over the first 90 % of all updates: harmless at first.
+    optimizer = {"learning_rate": 1e12, "warmup_fraction": 0.9}
+    config = ppo_config(tmp_path, tiny_llama_folder, optimizer=optimizer, checkpoint={"every_steps": 1, "keep_last": 1})
+    with pytest.raises((ppo.NonFiniteLossError, NonFiniteLogitsError)):
+        run_ppo(config)
+    assert load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) is not None
+
+
+def test_an_update_that_ruins_the_policy_is_named_as_such(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    # One update a step: no second pass sees the ruined weights, the canaries do.
+    algorithm = {"epochs": 1, "minibatches": 1}
+    config = ppo_config(tmp_path, tiny_llama_folder, optimizer={"learning_rate": 1e30}, algorithm=algorithm)
+    with pytest.raises(NonFiniteLogitsError, match=r"not finite at version 1; .*lower optimizer\.learning_rate"):
+        run_ppo(config)
+
+
+# --- bad input through the command line -------------------------------------------------------------------------------
+
+
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines of stderr, less the progress bars that the command's own process switches off."""
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith(("Loading weights", "Writing model shards"))]
+
+
+def without_token(folder: Path, tokenizer: PreTrainedTokenizerBase, token: str) -> str:
+    """A model folder whose tokenizer lacks a special token."""
+    build_model("llama", 300).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings.pop(token)
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    return str(folder)
+
+
+LONG_PROMPT = "the cat sat on the mat and " * 4
+Change = Callable[[Path], dict[str, Any]]
+BAD_INPUT: dict[str, tuple[Change, str]] = {
+    "misspelt key": (lambda _: {"algorithm": {"epoch": 3}}, r"algorithm\.epoch: .*epochs"),
+    "wrong type": (lambda _: {"steps": "many"}, r"steps: .*many"),
+    "missing file": (lambda p: {"data": {"train": str(p / "no.jsonl")}}, r"data\.train=.*no\.jsonl: no such file"),
+    "empty dataset": (
+        lambda p: {"data": {"train": write_rows(p / "empty.jsonl", [])}},
+        r"data\.train=.*empty\.jsonl: no rows",
+    ),
+    "row without prompt": (
+        lambda p: {"data": {"train": write_rows(p / "r.jsonl", [{"prompt": "a"}, {"text": "b"}])}},
+        r"data\.train=.*r\.jsonl, row 1: field 'prompt' is missing .*on_bad_row=skip",
+    ),
+    "bad pretraining text": (
+        lambda p: {
+            "data": {"pretrain": write_rows(p / "t.jsonl", [{"txt": "a"}])},
+            "algorithm": {"ptx": {"sequence_tokens": 8}},
+        },
+        r"data\.pretrain=.*t\.jsonl, row 0: text is None",
+    ),
+    "prompt longer than the limit": (
+        lambda p: {"data": {"train": write_rows(p / "l.jsonl", [{"prompt": LONG_PROMPT}])}, "rollout": {"max_prompt_tokens": 5}},
+        r"data\.train=.*row 0: field 'prompt' has \d+ tokens, at most max_prompt_tokens=5",
+    ),
+    "prompt longer than the context": (
+        lambda p: {
+            "data": {"train": write_rows(p / "l.jsonl", [{"prompt": "a"}, {"prompt": LONG_PROMPT}])},
+            "rollout": {"sampling": {"max_response_tokens": 40}},
+        },
+        r"data\.train=.*l\.jsonl: prompt '1' has \d+ tokens, at most 24 leave room .*max_response_tokens=40: .*lower",
+    ),
+    "no such model": (lambda p: {"model": {"path": str(p / "nothing")}}, r"model\.path='.*nothing': no such folder"),
+    "no such reward model": (
+        lambda p: {"reward": [{"kind": "model", "path": str(p / "nothing")}]},
+        r"reward\.path='.*nothing': no such folder",
+    ),
+    "no such function": (
+        lambda _: {"reward": [{"kind": "function", "function": "math:nothing"}]},
+        r"reward\.function='math:nothing': module 'math' has no function 'nothing'",
+    ),
+    "nothing to start the critic from": (
+        lambda _: {"critic": {"start": "reward_model"}},
+        r"critic\.start=reward_model: no reward model of this run .*critic\.start=auto",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_line_with_field_value_and_remedy(
+    tmp_path: Path, tiny_llama_folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    change, message = BAD_INPUT[name]
+    settings = merged(ppo_settings(tmp_path, tiny_llama_folder), **change(tmp_path))
+    assert cli.main(["ppo", str(write_yaml(tmp_path, settings))]) == 2
+    (line,) = error_lines(capsys)
+    assert line.startswith("error: ")
+    # The correction can be run in the same folder.
+    assert not RunFiles(tmp_path / "run").holds_run()
+    assert __import__("re").search(message, line), line
+
+
+@pytest.mark.parametrize("token", ["pad_token", "eos_token"])
+def test_a_tokenizer_without_pad_or_eos_is_refused_and_the_remedy_works(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    model = without_token(tmp_path / "model", tiny_tokenizer, token)
+    path = str(write_yaml(tmp_path, ppo_settings(tmp_path, model, steps=1)))
+    assert cli.main(["ppo", path]) == 2
+    (line,) = error_lines(capsys)
+    assert f"model.{token}" in line
+    assert not RunFiles(tmp_path / "run").holds_run()
+    value = getattr(tiny_tokenizer, token)
+    assert cli.main(["ppo", path, f"model.{token}={value}"]) == 0
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_was(
+    straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in straight.path.rglob("*") if path.is_file()}
+    path = str(write_yaml(tmp_path, shared_settings))
+    assert cli.main(["ppo", path]) == 2
+    (line,) = error_lines(capsys)
+    assert line.startswith(f"error: run_dir: '{straight.path}' already holds a run")
+    assert "--resume" in line
+    assert cli.main(["ppo", path, "--resume", "seed=9"]) == 2
+    (line,) = error_lines(capsys)
+    assert "seed (was 3, now 9)" in line
+    assert {path: path.read_bytes() for path in straight.path.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_to_resume_is_refused(tmp_path: Path, tiny_llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_yaml(tmp_path, ppo_settings(tmp_path, tiny_llama_folder)))
+    assert cli.main(["ppo", path, "--resume"]) == 2
+    (line,) = error_lines(capsys)
+    assert "holds no run to resume" in line
+
+
+def test_bad_rows_are_skipped_counted_and_reported(
+    tmp_path: Path, tiny_llama_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [{"prompt": "the cat"}, {"text": "no prompt"}, {"prompt": LONG_PROMPT}, {"prompt": "a dog"}]
+    data = {
+        "train": write_rows(tmp_path / "some.jsonl", prompts),
+        "eval": write_rows(tmp_path / "held-out.jsonl", [{"prompt": 7}, {"prompt": "the bird"}]),
+        "pretrain": write_rows(tmp_path / "texts.jsonl", [{"text": STORIES[0]}, {}]),
+        "on_bad_row": "skip",
+    }
+    algorithm = {"ptx": {"sequence_tokens": 8}}
+    sampling = {"sampling": {"max_response_tokens": 40}}
+    changes: dict[str, Any] = {"data": data, "algorithm": algorithm, "rollout": sampling, "steps": 1}
+    run = run_ppo(ppo_config(tmp_path, tiny_llama_folder, **changes))
+    assert run.read_summary()["skipped_rows"] == 4
+    reported = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped ")]
+    assert len(reported) == 4
+    assert {row["prompt_id"] for row in run.read_samples()} == {"1"}
+
+
+# --- two tokenizers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_model_with_another_tokenizer_reads_the_text(
+    tmp_path: Path, tiny_llama_folder: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    other = train_tokenizer(STORIES, vocabulary_size=280)
+    base = tmp_path / "base"
+    build_model("gpt2", 280).save_pretrained(base)
+    other.save_pretrained(base)
+    model = RewardModel.new(ModelConfig(path=str(base), device="cpu"), seed=1)
+    model.save(tmp_path / "reward", normalizer=REWARD_SCALE, metadata={})
+    source = {"kind": "model", "path": str(tmp_path / "reward"), "device": "cpu"}
+    config = ppo_config(tmp_path, tiny_llama_folder, reward=[source], steps=1)
+    run = run_ppo(config)
+
+    (row,) = run.read_metrics()
+    assert row["rollout/dropped"] == 0
+    samples = run.read_samples()
+    # With ids that mean something else to it, the score of a text would depend on them.
+    ids = np.array([5, 6, 7], np.int32)
+    requests = [RewardRequest(str(s["prompt"]), str(s["response"]), ids, ids) for s in samples]
+    scores = RoleHost(config, ["reward"]).score(requests).scores
+    assert scores == pytest.approx([s["score"] for s in samples], abs=1e-5)
+    assert isinstance(config.reward[0], ModelSource)
+    assert other.get_vocab() != tiny_tokenizer.get_vocab()
+
+
+# --- Weights & Biases -------------------------------------------------------------------------------------------------
+
+
+def test_an_offline_wandb_run_holds_every_metric_and_the_table_of_samples(
+    tmp_path: Path, tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracking = {"wandb": "offline", "project": "tests"}
+    run = run_ppo(ppo_config(tmp_path, tiny_llama_folder, tracking=tracking, steps=2))
+    records = records_of(run)  # pyright: ignore[reportArgumentType] - reads the path alone
+    (started,) = items(records, "run")
+    assert started["run_id"] == run.wandb_run_id_path.read_text().strip()
+    assert started["config"]["update"]["optimizer"]["learning_rate"] == 1e-2
+    history = [entry["item"] for entry in items(records, "history")]
+    logged = [row for row in history if "objective/kl" in row]
+    assert [row["progress/step"] for row in logged] == [1, 2]
+    for row, expected in zip(logged, run.read_metrics(), strict=True):
+        assert {key: row[key] for key in expected if key != "step"} == pytest.approx(
+            {key: value for key, value in expected.items() if key != "step"}
+        )
+    tables = [row for row in history if "samples.path" in row]
+    (files,) = (run.path / "wandb").glob("offline-run-*/files")
+    parts = [json.loads((files / table["samples.path"]).read_text()) for table in tables]
+    assert [[row[0] for row in part["data"]] for part in parts] == [[0, 0], [2, 2]]
+    assert {"prompt", "response", "score"} < set(parts[0]["columns"])
