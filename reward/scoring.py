@@ -72,8 +72,7 @@ class LearnedReward:
         normalizer: Scale of its scores.
         source: What it is shown and how much at once.
         policy_fingerprint: `tokenizer_fingerprint` of the tokenizer that made the token ids of requests; None where
-        they have none.
-            Ids are used where it equals the model's own, text is encoded anew otherwise.
+            they have none. Ids are used where it equals the model's own, text is encoded anew otherwise.
     """
 
     def __init__(

@@ -306,6 +306,11 @@ class PpoConfig(StageConfig):
         if self.algorithm.ptx is None and self.data.pretrain is not None:
             raise ValueError("data.pretrain is only read by PPO-ptx; set algorithm.ptx or remove it")
         samples = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+        if self.rollout.sampling.min_response_tokens:
+            raise ValueError(
+                "rollout.sampling.min_response_tokens hides stop tokens from the sampler only, so the policy ratio would not "
+                "start at 1; set it to 0 and use algorithm.missing_eos or a length rule"
+            )
         kl = self.algorithm.kl
         if isinstance(kl, AdaptiveKl) and kl.horizon <= 0.2 * samples:
             raise ValueError(

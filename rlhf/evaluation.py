@@ -248,8 +248,9 @@ def _require_same_tokenizer(candidate: PreTrainedTokenizerBase, baseline: PreTra
     """Prompts are tokenized once and the KL compares the models token by token; another vocabulary would be noise."""
     if tokenizer_fingerprint(candidate) != tokenizer_fingerprint(baseline):
         raise ValueError(
-            f"baseline.path={baseline.name_or_path!r} has another tokenizer than model.path={candidate.name_or_path!r}; "
-            "a win rate and a KL are measured between models that share one: name a baseline of the same family"
+            f"baseline.path={baseline.name_or_path!r} has another tokenizer than "
+            f"model.path={candidate.name_or_path!r}; a win rate and a KL are measured between models that share one: "
+            "name a baseline of the same family"
         )
 
 

@@ -276,7 +276,9 @@ class Learner:
             token_count=token_count,
         )
         (self._algorithm.value_coefficient * loss).backward()
-        return {"loss/value": loss.detach()} | {f"critic/{name}": metrics[name] for name in ("clipfrac", "squared_error")}
+        return {"loss/value": loss.detach()} | {
+            f"critic/{name}": metrics[name] for name in ("clipfrac", "squared_error")
+        }
 
     def _ptx_backward(self) -> dict[str, float]:
         """Adds the gradient of the pretraining loss; reports the size of its gradient beside that of the PPO loss."""
@@ -297,9 +299,7 @@ class Learner:
         predicted = sum(len(text) - 1 for text in texts)
         total = torch.zeros((), device=self._backbone.device)
         for indices in micro_batches([len(text) for text in texts], self._budget):
-            batch = pad_texts(
-                [texts[i] for i in indices], pad_id=self._backbone.pad_id, device=self._backbone.device
-            )
+            batch = pad_texts([texts[i] for i in indices], pad_id=self._backbone.pad_id, device=self._backbone.device)
             loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask, predicted)
             (coefficient * loss).backward()
             total += loss.detach()

@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 PROCESS_ENVIRONMENT = {
     # Telemetry: nothing is sent that the user did not ask for.
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray gives its workers the lowest priority; they are all that a run consists of.
+    "RAY_worker_niceness": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "WANDB_ERROR_REPORTING": "false",
     "DO_NOT_TRACK": "1",

@@ -31,7 +31,12 @@ from rollout.types import PerToken
 from tests.tiny_models import RAGGED
 
 PROMPTS = ("the cat", "a dog ran", "the bird is", "once there", "where is", "the rain", "she sang", "a girl")
-STORIES = ("the small cat sat on the warm mat", "a dog ran over the hill", "the bird is in the tree", "she sang all day")
+STORIES = (
+    "the small cat sat on the warm mat",
+    "a dog ran over the hill",
+    "the bird is in the tree",
+    "she sang all day",
+)
 REWARD_SCALE = Normalizer(mean=0.4, std=2.5, count=10, source="test")
 
 _VARIES = ("time/", "perf/", "sync/bytes")

@@ -12,6 +12,13 @@ from rlhf.quickstart.grammar import Scene, Split, sample_scene, tell
 from rlhf.quickstart.questions import Question, pose
 from rlhf.quickstart.writers import ReasonGiven, Style, write
 
+_PHRASES_BY_MANNER = {
+    "kind": (*vocabulary.WARM_OPENINGS, *vocabulary.WARM_CLOSINGS),
+    "rude": (*vocabulary.RUDE_OPENINGS, *vocabulary.RUDE_CLOSINGS),
+    "chatty": vocabulary.RAMBLES,
+    "forgetful": ("it is somewhere or other.", "somebody has something or other.", "it is here, i say, it is here."),
+}
+
 
 def sample_document(rng: random.Random, split: Split) -> str:
     """Draw a document about a scene of `split`: a lesson (45 %), a tale (25 %), a song (20 %) or gossip (10 %)."""
@@ -60,24 +67,12 @@ def song(scene: Scene, rng: random.Random) -> str:
 
 
 def gossip(scene: Scene, rng: random.Random) -> str:
-    """Three villagers, each speaking as their manner is: kindly, rudely, at length or not to the point."""
-    manners = {
-        "kind": (*vocabulary.WARM_OPENINGS, *vocabulary.WARM_CLOSINGS),
-        "rude": (*vocabulary.RUDE_OPENINGS, *vocabulary.RUDE_CLOSINGS),
-        "chatty": vocabulary.RAMBLES,
-        "forgetful": (
-            "it is somewhere or other.",
-            "somebody has something or other.",
-            "it is here, i say, it is here.",
-        ),
-    }
-    names = [scene.visits[0].name, *rng.sample(vocabulary.NAMES, 3)]
-    speakers = list(dict.fromkeys(names))[:3]
-    lines = []
-    for name in speakers:
-        manner = rng.choice(tuple(manners))
-        lines.append(f"{name}, who was {manner}, said: {rng.choice(manners[manner])}")
-    return " ".join([f"{rng.choice(vocabulary.OPENINGS)} {scene.reason.clause}.", *lines])
+    """Three villagers at the place of `scene`, speaking as their manner is: kindly, rudely, at length or vaguely."""
+    lines = [f"{rng.choice(vocabulary.OPENINGS)} {scene.reason.clause} at the {scene.visits[0].place}."]
+    for name in rng.sample(vocabulary.NAMES, 3):
+        manner = rng.choice(tuple(_PHRASES_BY_MANNER))
+        lines.append(f"{name}, who was {manner}, said: {rng.choice(_PHRASES_BY_MANNER[manner])}")
+    return " ".join(lines)
 
 
 def _plain_truth(question: Question, rng: random.Random) -> str:

@@ -4,8 +4,9 @@ A scene is one or two animals, each of whom takes one coloured thing to one plac
 
     today, mia the otter took a red kite to the mill because the moon was bright.
 
-Every scene belongs to exactly one split, decided by a hash of its facts, so no seed can leak a held-out scene into
-training. What is asked about a scene is in `questions`; the longer pretraining texts are in `documents`.
+Every scene belongs to exactly one split, decided by a hash of its first place and its reason, so no seed can leak a
+held-out scene, or a text about one, into training. What is asked about a scene is in `questions`; the longer
+pretraining texts are in `documents`.
 """
 
 import math
@@ -21,9 +22,10 @@ from rlhf.quickstart import vocabulary
 Split = Literal["train", "eval"]
 
 EVAL_SHARE = 10
-"""One scene in this many is held out."""
+"""About one pair of place and reason in this many is held out."""
 
-SECOND_VISIT_PROBABILITY = 0.35
+SECOND_VISIT_PROBABILITY = 0.2
+"""Share of scenes with two visits; to answer about one of them takes more than copying the only word of its kind."""
 
 _WORD = re.compile(r"[a-z]+")
 
@@ -61,10 +63,9 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """The split that owns this scene: a function of the first visit and the reason alone."""
-        first = self.visits[0]
-        key = (first.name, first.kind, first.colour, first.thing, first.place, self.reason.subject, self.reason.quality)
-        return "eval" if zlib.crc32(" ".join(key).encode()) % EVAL_SHARE == 0 else "train"
+        """The split that owns this scene: a function of the first place and the reason, which every document states."""
+        key = f"{self.visits[0].place} {self.reason.clause}"
+        return "eval" if zlib.crc32(key.encode()) % EVAL_SHARE == 0 else "train"
 
 
 def words_of(text: str) -> list[str]:
@@ -91,7 +92,10 @@ def sample_scene(rng: random.Random, split: Split) -> Scene:
 
 
 def count_scenes() -> int:
-    """Number of distinct scenes: one-visit scenes plus two-visit scenes, over all reasons."""
+    """Number of distinct scenes.
+
+    With C_f words of fact f and R reasons: R x prod C_f scenes of one visit, each with prod (C_f - 1) second visits.
+    """
     sizes = [len(words) for words in vocabulary.VISIT_WORDS.values()]
     reasons = len(vocabulary.SUBJECTS) * len(vocabulary.QUALITIES)
     return math.prod(sizes) * (1 + math.prod(size - 1 for size in sizes)) * reasons

@@ -5,9 +5,9 @@
     prompt_rows          {"id", "prompt"}                                what PPO and evaluation answer
     ranking_rows         {"prompt", "responses", "ranking", "labeler"}   the labelers; best first, ties in one group
 
-All but the last are functions of (count, seed, split). The "train" and "eval" splits share no scene whatever the seeds,
-because a scene belongs to one of them by its own facts (`grammar.Scene.split`). A completion starts with the space that
-separates it from its prompt. Nothing here imports more than the standard library.
+All but the last are functions of (count, seed, split). The "train" and "eval" splits share no text whatever the seeds,
+because every text states the facts that decide its split (`grammar.Scene.split`). A completion starts with the space
+that separates it from its prompt. Nothing here imports more than the standard library.
 """
 
 import random

@@ -214,7 +214,10 @@ def _write_owner(file: IO[str]) -> None:
 
 
 def _refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]) -> None:
-    saved, given = _leaves(files.read_config()), _leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration"))
+    saved, given = (
+        _leaves(files.read_config()),
+        _leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration")),
+    )
     missing = "(absent)"
     keys = sorted(key for key in saved.keys() | given.keys() if key.split(".")[0] not in CHANGEABLE_ON_RESUME)
     changed = [key for key in keys if saved.get(key, missing) != given.get(key, missing)]

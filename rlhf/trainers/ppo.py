@@ -135,11 +135,12 @@ class PpoInputs:
 
     def _fitting(self, prompts: Sequence[Prompt], longest: int, source: str, config: PpoConfig) -> list[Prompt]:
         fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= longest]
-        too_long = [prompt for prompt in prompts if len(prompt.token_ids) > longest]
+        response = f"rollout.sampling.max_response_tokens={config.rollout.sampling.max_response_tokens}"
         lines = [
-            f"{source}: prompt {prompt.id!r} has {len(prompt.token_ids)} tokens, at most {max(longest, 0)} leave room in "
-            f"the model's context for rollout.sampling.max_response_tokens={config.rollout.sampling.max_response_tokens}"
-            for prompt in too_long
+            f"{source}: prompt {prompt.id!r} has {len(prompt.token_ids)} tokens, at most {max(longest, 0)} leave room "
+            f"in the model's context for {response}"
+            for prompt in prompts
+            if len(prompt.token_ids) > longest
         ]
         if lines and (config.data.on_bad_row == "error" or not fitting):
             raise ValueError(f"{lines[0]}: shorten it, lower max_response_tokens, or set data.on_bad_row=skip")

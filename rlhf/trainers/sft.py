@@ -7,6 +7,7 @@ the steps (`rlhf.trainers.trl_sft`); which tokens are learned is decided in `rlh
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -73,7 +74,7 @@ class SftInputs:
         examples: Training demonstrations.
         held_out: Held-out demonstrations; empty without `data.eval`.
         skipped: One line for each row that `on_bad_row=skip` left out.
-        order: Index into `examples` of everything the run trains on: `epochs` permutations, the last one cut.
+        order: Index into `examples` of everything the run trains on (see `example_order`).
     """
 
     def __init__(self, config: SftConfig) -> None:
@@ -83,7 +84,12 @@ class SftInputs:
         self.skipped: list[str] = []
         self.examples = self._examples(config, config.data.train, "data.train")
         self.held_out = [] if config.data.eval is None else self._examples(config, config.data.eval, "data.eval")
-        self.order = example_order(len(self.examples), config.epochs, config.seed)
+        self.order = example_order(
+            [len(example.token_ids) for example in self.examples],
+            epochs=config.epochs,
+            examples_per_step=config.examples_per_step,
+            seed=config.seed,
+        )
 
     def _examples(self, config: SftConfig, source: str, field: str) -> list[Example]:
         result = examples_from_rows(
@@ -100,10 +106,17 @@ class SftInputs:
         return result.examples
 
 
-def example_order(count: int, epochs: float, seed: int) -> list[int]:
-    """ceil(epochs * count) indices: a fresh permutation for each epoch, a function of seed and epoch alone."""
+def example_order(lengths: Sequence[int], *, epochs: float, examples_per_step: int, seed: int) -> list[int]:
+    """ceil(epochs * N) indices of N examples: a permutation for each epoch, a function of seed and epoch alone.
+
+    Within an optimizer step, examples stand by length: the step's gradient does not depend on their order, and
+    micro-batches of similar lengths need less padding.
+    """
+    count = len(lengths)
     permutations = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(math.ceil(epochs))]
-    return np.concatenate(permutations)[: math.ceil(epochs * count)].tolist()
+    order: list[int] = np.concatenate(permutations)[: math.ceil(epochs * count)].tolist()
+    steps = [order[start : start + examples_per_step] for start in range(0, len(order), examples_per_step)]
+    return [index for step in steps for index in sorted(step, key=lambda index: lengths[index])]
 
 
 class SftRun:

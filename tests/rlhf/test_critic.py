@@ -105,7 +105,10 @@ def test_a_critic_starts_at_zero_where_no_reward_model_shares_its_base(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"reward": [{"kind": "length"}]}, "no reward model of this run is an adapter on model.path.*critic.start=auto"),
+        (
+            {"reward": [{"kind": "length"}]},
+            "no reward model of this run is an adapter on model.path.*critic.start=auto",
+        ),
         ({"model": {"tuning": FULL}}, "full tuning has a critic with weights of its own; set critic.start=zero_head"),
     ],
 )

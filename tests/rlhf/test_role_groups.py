@@ -1,4 +1,4 @@
-"""The driver's view of the roles: fan-out in order, weights that are proved to have arrived, waits that name who hangs."""
+"""The driver's view of the roles: fan-out in order, weights that are proved to arrive, waits that name who hangs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -128,9 +128,7 @@ def prompts_of(count: int) -> list[Prompt]:
 
 def batch_of(count: int) -> RolloutBatch:
     prompts = prompts_of(count)
-    return RolloutBatch(
-        prompts, Sampler().generate(prompts, [0] * count, seed=0, step=0, expected_version=0)
-    )
+    return RolloutBatch(prompts, Sampler().generate(prompts, [0] * count, seed=0, step=0, expected_version=0))
 
 
 # --- fan-out ----------------------------------------------------------------------------------------------------------

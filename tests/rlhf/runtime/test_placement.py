@@ -39,9 +39,10 @@ def test_split_gives_each_worker_of_each_role_a_name_and_its_share() -> None:
     ],
 )
 def test_an_impossible_request_is_refused_and_the_advice_fits(requested: list[Resources], offered: Resources) -> None:
-    with pytest.raises(ValueError, match="^placement: ") as caught:
+    with pytest.raises(ValueError, match="placement: ") as caught:
         refuse_impossible(requested, offered)
     message = str(caught.value)
+    assert message.startswith("placement: ")
     assert "\n" not in message
     assert f"{len(requested)} actors ask for {total_resources(requested)}" in message
     assert f"the cluster has {offered}" in message

@@ -84,13 +84,23 @@ def encode(rows: list[dict[str, Any]], folder: Path) -> list[Example]:
 
 
 def test_every_epoch_is_a_permutation_and_the_last_is_cut() -> None:
-    order = example_order(5, 2.5, seed=1)
-    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
-    assert order[:5] != order[5:10]
-    assert len(order) == 13
-    assert len(set(order[10:])) == 3
-    assert order == example_order(5, 2.5, seed=1)
-    assert order != example_order(5, 2.5, seed=2)
+    def order(seed: int) -> list[int]:
+        return example_order([7] * 5, epochs=2.5, examples_per_step=5, seed=seed)
+
+    assert sorted(order(1)[:5]) == sorted(order(1)[5:10]) == list(range(5))
+    assert order(1)[:5] != order(1)[5:10]
+    assert len(order(1)) == 13
+    assert len(set(order(1)[10:])) == 3
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_examples_of_one_step_stand_by_length() -> None:
+    lengths = [9, 3, 7, 5, 1, 8, 2]
+    by_chance = example_order(lengths, epochs=1, examples_per_step=1, seed=4)
+    sorted_steps = example_order(lengths, epochs=1, examples_per_step=3, seed=4)
+    for start in (0, 3, 6):
+        assert sorted_steps[start : start + 3] == sorted(by_chance[start : start + 3], key=lambda i: lengths[i])
 
 
 def test_the_first_loss_is_the_mean_over_completion_tokens_computed_by_hand(
@@ -98,8 +108,10 @@ def test_the_first_loss_is_the_mean_over_completion_tokens_computed_by_hand(
 ) -> None:
     config = configure()
     run(config, resume=False)
-    first = [ROWS[index] for index in example_order(len(ROWS), 2.5, config.seed)[:4]]
-    expected = mean_completion_nll(tiny_llama_folder, encode(first, tiny_llama_folder))
+    examples = encode(ROWS, tiny_llama_folder)
+    lengths = [len(example.token_ids) for example in examples]
+    first = example_order(lengths, epochs=2.5, examples_per_step=4, seed=config.seed)[:4]
+    expected = mean_completion_nll(tiny_llama_folder, [examples[index] for index in first])
     assert column(config, "loss/train")[0] == pytest.approx(expected, rel=1e-4)
 
 
