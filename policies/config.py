@@ -76,5 +76,7 @@ class ArchitectureConfig(StrictModel):
     """Width of the gated MLP; null means 8/3 of hidden_size, rounded up to a multiple of 32."""
     context_tokens: int = Field(default=256, ge=8)
     """Longest sequence, in tokens."""
+    initial_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the random initial weights; a narrow, shallow model learns to copy sooner from 0.05."""
     tie_embeddings: bool = True
     """Input embedding and output layer share weights."""

@@ -323,6 +323,7 @@ def _llama_config(architecture: ArchitectureConfig, tokenizer: PreTrainedTokeniz
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         max_position_embeddings=architecture.context_tokens,
+        initializer_range=architecture.initial_std,
         tie_word_embeddings=architecture.tie_embeddings,
         bos_token_id=cast(int | None, tokenizer.bos_token_id),
         eos_token_id=cast(int, tokenizer.eos_token_id),

@@ -420,15 +420,17 @@ class QuickstartConfig(StrictModel):
     runs/quickstart-2, -3, ... that does not exist."""
     seed: int = Field(default=0, ge=0)
     """Seed of world, weights and sampling."""
-    architecture: ArchitectureConfig = ArchitectureConfig(hidden_size=128, layers=4, heads=4, context_tokens=128)
+    architecture: ArchitectureConfig = ArchitectureConfig(
+        hidden_size=192, layers=2, heads=6, intermediate_size=512, context_tokens=128, initial_std=0.05
+    )
     """Shape of the model."""
-    vocabulary_size: int = Field(default=768, ge=260)
+    vocabulary_size: int = Field(default=1024, ge=260)
     """Tokens of the byte-level BPE tokenizer."""
     stories: int = Field(default=12000, ge=100)
     """Pretraining documents."""
-    demonstrations: int = Field(default=3000, ge=50)
+    demonstrations: int = Field(default=4000, ge=50)
     """Demonstrations of SFT."""
-    pretrain_steps: int = Field(default=400, ge=1)
+    pretrain_steps: int = Field(default=1600, ge=1)
     """Optimizer steps of pretraining."""
     ppo_steps: int = Field(default=30, ge=1)
     """Steps of PPO and of PPO-ptx."""

@@ -100,7 +100,7 @@ def _over_prompts(values: Array, prompt_ids: Sequence[str], resamples: int, seed
             by_prompt.setdefault(prompt_id, []).append(value)
     if not by_prompt:
         raise ValueError("reward: no prompt was scored for both models; a comparison needs at least one")
-    means = np.array([np.mean(prompt_values) for prompt_values in by_prompt.values()])
+    means = np.array([np.mean(prompt_values) for prompt_values in by_prompt.values()], np.float64)
     low, high = bootstrap_interval(means, seed=seed, resamples=resamples)
     return Interval(float(means.mean()), low, high)
 
@@ -131,7 +131,7 @@ class Evaluator:
         self._seed, self._responses_per_prompt = seed, responses_per_prompt
 
     def answer(self, model: ModelConfig) -> Answers:
-        """Loads `model`, lets it answer every prompt once, scores the answers and measures perplexity.
+        """Loads `model`, lets it answer every prompt, scores the answers and measures perplexity.
 
         Raises:
             ValueError: the model cannot be loaded.

@@ -5,6 +5,7 @@ starts processes on other machines hands them `PROCESS_ENVIRONMENT`. What the us
 """
 
 import os
+import warnings
 from collections.abc import MutableMapping
 
 PROCESS_ENVIRONMENT = {
@@ -23,6 +24,7 @@ PROCESS_ENVIRONMENT = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # A tokenizer's thread pool does not survive a fork; it warns and may hang.
     "TOKENIZERS_PARALLELISM": "false",
@@ -33,3 +35,5 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
     """Sets each variable that is not set yet; call it before any heavy library is imported."""
     for name, value in PROCESS_ENVIRONMENT.items():
         environment.setdefault(name, value)
+    # PYTHONWARNINGS came too late for this process.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\b")

@@ -79,7 +79,7 @@ class RoleHost:
         if config.algorithm.ptx is not None:
             texts, _ = pretraining_texts(config.data)
             ptx = TextStream(
-                [{"text": text} for text in texts],
+                texts,
                 self._backbone.tokenizer,
                 sequence_tokens=config.algorithm.ptx.sequence_tokens,
                 seed=config.seed,

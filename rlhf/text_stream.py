@@ -31,31 +31,23 @@ class TextStream:
     against 2.47).
 
     Args:
-        rows: Documents, in the column `text`.
+        texts: At least one document.
         tokenizer: Of the model that reads the sequences.
         sequence_tokens: T, length of each sequence.
         seed: Decides the order.
-        source: Where the rows come from, for errors.
-
-    Raises:
-        ValueError: If a row has no text.
     """
 
     def __init__(
-        self,
-        rows: Iterable[Row],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        sequence_tokens: int,
-        seed: int,
-        source: str = "data.pretrain",
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, sequence_tokens: int, seed: int
     ) -> None:
-        documents = encode_texts(rows, tokenizer, source=source)
+        assert texts, "a text stream needs at least one document; `require_texts` refuses an empty set with a message"
+        documents = encode_documents(texts, tokenizer)
         if tokenizer.bos_token_id == tokenizer.eos_token_id:
             # Models that end a document with the token that begins the next one saw one such token between two
             # documents, not two.
             documents = [document[:-1] if document[0] == document[-1] else document for document in documents]
         self._documents = documents
+        self._corpus_tokens = sum(len(document) for document in documents)
         self._sequence_tokens = sequence_tokens
         self._seed = seed
         self._epoch = 0
@@ -89,10 +81,6 @@ class TextStream:
         self._epoch, self._position = state["epoch"], state["position"]
         self._sequences = self._lay_out(self._epoch)
 
-    @property
-    def _corpus_tokens(self) -> int:
-        return sum(len(document) for document in self._documents)
-
     def _next_sequence(self) -> TokenIds:
         if self._position == len(self._sequences):
             self._epoch, self._position = self._epoch + 1, 0
@@ -101,7 +89,7 @@ class TextStream:
         return self._sequences[self._position - 1]
 
     def _lay_out(self, epoch: int) -> TokenIds:
-        """(S, T) sequences of an epoch, at least one: a corpus shorter than a sequence is repeated to fill it."""
+        """Sequences of an epoch, (number, T), at least one: a corpus shorter than a sequence is repeated to fill it."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
         tokens = np.concatenate([self._documents[index] for index in order])
         count = max(1, len(tokens) // self._sequence_tokens)
@@ -132,18 +120,6 @@ def require_texts(
     if not texts:
         raise ValueError(f"{source}: no row has a text; give rows with the field `text`")
     return texts, skipped
-
-
-def encode_texts(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, source: str, max_tokens: int | None = None
-) -> list[TokenIds]:
-    """`encode_documents` of the column `text`.
-
-    Raises:
-        ValueError: If a row has no text.
-    """
-    texts, _ = require_texts(rows, source=source)
-    return encode_documents(texts, tokenizer, max_tokens=max_tokens)
 
 
 def encode_documents(

@@ -142,8 +142,7 @@ def build_learner(config: PpoConfig, *, backbone: Backbone | None = None) -> Lea
 def text_stream(config: PpoConfig, tokenizer: PreTrainedTokenizerBase) -> TextStream:
     """The pretraining mix that `config.algorithm.ptx` asks for, of `STORIES`."""
     assert config.algorithm.ptx is not None, "only PPO-ptx has a pretraining mix"
-    rows = [{"text": text} for text in STORIES]
-    return TextStream(rows, tokenizer, sequence_tokens=config.algorithm.ptx.sequence_tokens, seed=config.seed)
+    return TextStream(STORIES, tokenizer, sequence_tokens=config.algorithm.ptx.sequence_tokens, seed=config.seed)
 
 
 def experience_for(learner: Learner, *, rows: Sequence[int] = (0, 1, 2)) -> Experience:
@@ -181,6 +180,11 @@ def run_ppo(config: PpoConfig, *, resume: bool = False) -> RunFiles:
     """Runs PPO and returns the files it left."""
     ppo.run(config, resume=resume)
     return RunFiles(config.run_dir)
+
+
+def metrics_of(run: RunFiles) -> list[dict[str, Any]]:
+    """The metrics lines, as numbers that can be computed with."""
+    return [dict(row) for row in run.read_metrics()]
 
 
 def comparable(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:

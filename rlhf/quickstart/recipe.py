@@ -64,13 +64,13 @@ def pretrain_config(config: QuickstartConfig, layout: Layout) -> PretrainConfig:
         model=PretrainModelConfig(architecture=config.architecture, vocabulary_size=config.vocabulary_size),
         data=DataConfig(train=str(layout.data("stories")), eval=str(layout.data("stories-eval"))),
         sequence_tokens=SEQUENCE_TOKENS,
-        sequences_per_step=32,
+        sequences_per_step=4,
         steps=config.pretrain_steps,
         eval_every_steps=config.pretrain_steps,
         optimizer=OptimizerConfig(
-            learning_rate=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05, schedule="cosine"
+            learning_rate=1.5e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.05, schedule="cosine"
         ),
-        checkpoint=CheckpointConfig(every_steps=200, keep_last=1),
+        checkpoint=CheckpointConfig(every_steps=500, keep_last=1),
     )
 
 
@@ -82,11 +82,12 @@ def sft_config(config: QuickstartConfig, layout: Layout) -> SftConfig:
         tracking=config.tracking,
         model=ModelConfig(path=layout.model("pretrain")),
         data=DataConfig(train=str(layout.data("demonstrations")), eval=str(layout.data("demonstrations-eval"))),
-        epochs=2,
-        examples_per_step=32,
-        max_tokens=MAX_PROMPT_TOKENS + 2 * MAX_RESPONSE_TOKENS,
+        epochs=1,
+        examples_per_step=16,
+        micro_batch_examples=16,
+        max_tokens=SEQUENCE_TOKENS,
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.05, schedule="cosine"),
-        checkpoint=CheckpointConfig(every_steps=200, keep_last=1),
+        checkpoint=CheckpointConfig(every_steps=500, keep_last=1),
     )
 
 
@@ -108,7 +109,7 @@ def reward_config(config: QuickstartConfig, layout: Layout) -> RewardConfig:
         max_tokens=MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS,
         eval_every_steps=1000,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_fraction=0.05, schedule="cosine"),
-        checkpoint=CheckpointConfig(every_steps=200, keep_last=1),
+        checkpoint=CheckpointConfig(every_steps=500, keep_last=1),
     )
 
 
@@ -131,9 +132,9 @@ def ppo_config(config: QuickstartConfig, layout: Layout, name: str, *, mix_pretr
         reward=reward_sources(layout),
         rollout=RolloutConfig(prompts_per_step=64, max_prompt_tokens=MAX_PROMPT_TOKENS, sampling=SAMPLING),
         algorithm=AlgorithmConfig(
-            kl=AdaptiveKl(coefficient=0.05, target=8.0, horizon=2000),
-            epochs=2,
-            minibatches=2,
+            kl=AdaptiveKl(coefficient=0.05, target=8.0, horizon=500),
+            epochs=1,
+            minibatches=4,
             ptx=PtxConfig(coefficient=0.5, sequences_per_minibatch=8, sequence_tokens=SEQUENCE_TOKENS)
             if mix_pretraining
             else None,

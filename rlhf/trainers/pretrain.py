@@ -122,11 +122,10 @@ class Pretrainer:
         self._backbone = inputs.backbone
         self._policy = CausalPolicy(inputs.backbone, adapter=None, temperature=1.0)
         self._stream = TextStream(
-            [{"text": text} for text in inputs.texts],
+            inputs.texts,
             inputs.backbone.tokenizer,
             sequence_tokens=config.sequence_tokens,
             seed=config.seed,
-            source="data.train",
         )
         self._parameters = self._policy.trainable()
         self._optimizer = build_optimizer(self._parameters, config.optimizer)

@@ -8,7 +8,7 @@ import pytest
 from rlhf.config import PpoConfig
 from rlhf.runtime.metric_registry import require_documented
 from rlhf.runtime.run_folder import RunFiles
-from tests.tiny_ppo import comparable, merged, ppo_settings, run_ppo, with_ptx, write_reward_adapter
+from tests.tiny_ppo import comparable, merged, metrics_of, ppo_settings, run_ppo, with_ptx, write_reward_adapter
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def assert_same_run(one: RunFiles, other: RunFiles, *, tolerance: float) -> None
 
 
 def test_sampler_and_learner_agree_before_every_update(straight: RunFiles) -> None:
-    rows = straight.read_metrics()
+    rows = metrics_of(straight)
     assert len(rows) == 2
     for row in rows:
         assert row["policy/first_step_ratio_error"] < 1e-5
@@ -61,6 +61,21 @@ def test_sampler_and_learner_agree_before_every_update(straight: RunFiles) -> No
     # The policy starts as the reference and leaves it.
     assert abs(rows[0]["objective/kl"]) < 1e-5
     assert abs(rows[1]["objective/kl"]) > 1e-3
+
+
+def test_the_objective_is_the_score_less_the_penalty_and_the_controller_steers_it(straight: RunFiles) -> None:
+    first, second = metrics_of(straight)
+    for row in (first, second):
+        assert row["objective/non_score_reward"] == pytest.approx(
+            -row["objective/kl_coef"] * row["objective/kl"], abs=1e-5
+        )
+        total = row["objective/scores"] + row["objective/non_score_reward"]
+        assert row["objective/rlhf_reward"] == pytest.approx(total, abs=1e-5)
+        score = row["reward/proxy"] + 0.1 * row["reward/length"]
+        assert row["objective/scores"] == pytest.approx(score, abs=1e-5)
+    # Ziegler et al. 2019 with target 6 and horizon 10000: a KL near 0 is more than 20 % below the target.
+    assert first["objective/kl_coef"] == 0.05
+    assert second["objective/kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 6 / 10000), rel=1e-9)
 
 
 def test_every_metric_of_a_run_is_documented(straight: RunFiles) -> None:

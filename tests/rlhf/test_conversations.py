@@ -23,7 +23,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], **options: A
 def learned(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Prompt text, learned text; special tokens shown."""
     prompt = tokenizer.decode(example.token_ids[~example.loss_mask])
-    return prompt, tokenizer.decode(example.token_ids[example.loss_mask])
+    return str(prompt), str(tokenizer.decode(example.token_ids[example.loss_mask]))
 
 
 def test_loss_is_on_the_completion_and_its_end_only(tiny_tokenizer: PreTrainedTokenizerBase) -> None:

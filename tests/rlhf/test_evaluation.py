@@ -1,9 +1,21 @@
-"""The win rate and its interval."""
+"""The win rate and its interval, and whole evaluations of tiny models."""
+
+import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf.evaluation import score_gain, win_rate
+from policies.tokenization import train_tokenizer
+from rlhf.config import EvalConfig
+from rlhf.evaluation import run, score_gain, win_rate
+from rlhf.runtime.run_folder import RunFiles
+from tests.tiny_models import build_model
+from tests.tiny_ppo import PROMPTS, STORIES, merged, ppo_config, run_ppo, write_data, write_rows
 
 
 def _ids(count: int) -> list[str]:
@@ -47,3 +59,119 @@ def test_the_interval_covers_the_truth_at_about_its_nominal_rate() -> None:
 def test_no_common_prompt_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
         win_rate(np.array([np.nan], np.float32), np.array([1.0], np.float32), ["a"], resamples=100, seed=0)
+
+
+# --- whole evaluations ------------------------------------------------------------------------------------------------
+
+
+def eval_settings(folder: Path, model: Path, /, **changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "model": {"path": str(model), "device": "cpu"},
+        "baseline": {"path": str(model), "device": "cpu"},
+        "data": {key: value for key, value in write_data(folder).items() if key != "train"},
+        "reward": [{"kind": "length", "maximum_words": 2}, {"kind": "regex", "pattern": "e", "weight": 0.0}],
+        "sampling": {"max_response_tokens": 8},
+        "bootstrap_resamples": 200,
+        "tracking": {"wandb": "off"},
+    }
+    return merged(settings, **changes)
+
+
+def evaluate(settings: dict[str, Any]) -> RunFiles:
+    run(EvalConfig.model_validate(settings), resume=False)
+    return RunFiles(settings["run_dir"])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that one PPO step has moved: an adapter on the tiny Llama."""
+    folder = tmp_path_factory.mktemp("trained")
+    return run_ppo(ppo_config(folder, tiny_llama_folder, steps=1, sample_prompts=0)).path / "model"
+
+
+def test_a_model_against_itself_is_a_draw_without_distance(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    summary: Any = evaluate(eval_settings(tmp_path, tiny_llama_folder)).read_summary()
+    assert [summary[key] for key in ("win_rate", "win_rate_low", "win_rate_high", "gain")] == [0.5, 0.5, 0.5, 0.0]
+    assert summary["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert summary["candidate"] == summary["baseline"]
+    assert summary["judges"].keys() == {"length", "regex"}
+    assert summary["prompts"] == 2
+
+
+def test_numbers_of_an_evaluation_are_those_worked_out_apart(
+    tmp_path: Path, tiny_llama_folder: Path, trained: Path
+) -> None:
+    held_out = write_rows(tmp_path / "many.jsonl", [{"prompt": text} for text in PROMPTS])
+    model = {"path": str(trained), "device": "cpu"}
+    changes: dict[str, Any] = {"model": model, "data": {"eval": held_out, "train": held_out}, "responses_per_prompt": 2}
+    result = evaluate(eval_settings(tmp_path, tiny_llama_folder, **changes))
+    summary: Any = result.read_summary()
+    rows: Any = result.read_samples()
+    assert len(rows) == 2 * len(PROMPTS)
+    assert summary["prompts_seen_in_training"] == len(PROMPTS)
+    # The scores are the rule's, of the texts that are shown.
+    for row in rows:
+        for side in ("", "baseline_"):
+            assert row[f"{side}score"] == -max(0, len(row[f"{side}response"].split()) - 2)
+    mine, theirs = (np.array([row[key] for row in rows]) for key in ("score", "baseline_score"))
+    assert summary["candidate"]["score"] == pytest.approx(mine.mean())
+    assert summary["gain"] == pytest.approx((mine - theirs).mean())
+    assert summary["win_rate"] == pytest.approx(((mine > theirs) + 0.5 * (mine == theirs)).mean())
+    assert summary["win_rate_low"] <= summary["win_rate"] <= summary["win_rate_high"]
+
+    # KL and perplexity by a plain forward pass of transformers and PEFT.
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama_folder), str(trained))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_folder)
+
+    def nll(model: Any, text: str) -> float:
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(ids).logits[0, :-1], dim=-1)
+        return float(-logprobs[torch.arange(ids.shape[1] - 1), ids[0, 1:]].sum())
+
+    counts = [len(tokenizer(text)["input_ids"]) for text in STORIES[:2]]
+    for side, model in (("candidate", tuned), ("baseline", base)):
+        expected = math.exp(sum(nll(model, text) for text in STORIES[:2]) / sum(counts))
+        assert summary[side]["pretrain_ppl"] == pytest.approx(expected, rel=1e-4)
+    assert summary["kl"] > 0.01
+
+
+def test_the_same_evaluation_twice_gives_the_same_numbers(
+    tmp_path: Path, tiny_llama_folder: Path, trained: Path
+) -> None:
+    settings = eval_settings(tmp_path, tiny_llama_folder, model={"path": str(trained), "device": "cpu"})
+    first, second = evaluate(settings), evaluate(merged(settings, run_dir=str(tmp_path / "again")))
+    assert first.read_samples() == second.read_samples()
+    summaries: list[Any] = [result.read_summary() for result in (first, second)]
+    assert [summary.pop("seconds") > 0 for summary in summaries] == [True, True]
+    assert summaries[0] == summaries[1]
+
+
+def test_models_with_different_tokenizers_are_not_compared(
+    tmp_path: Path, tiny_llama_folder: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    other = tmp_path / "other"
+    build_model("llama", 300).save_pretrained(other)
+    train_tokenizer(["quite another corpus of words", *STORIES], vocabulary_size=290).save_pretrained(other)
+    settings = eval_settings(tmp_path, tiny_llama_folder, baseline={"path": str(other), "device": "cpu"})
+    with pytest.raises(ValueError, match=r"^baseline\.path=.*other' has another tokenizer than model\.path=.*: name a"):
+        evaluate(settings)
+    assert not RunFiles(settings["run_dir"]).holds_run()
+    # The same tokenizer under another name is the same.
+    tiny_tokenizer.save_pretrained(other)
+    evaluate(settings)
+
+
+def test_a_failed_evaluation_leaves_its_folder_free_and_a_finished_one_is_kept(
+    tmp_path: Path, tiny_llama_folder: Path
+) -> None:
+    settings = eval_settings(tmp_path, tiny_llama_folder)
+    with pytest.raises(ValueError, match="no such folder"):
+        evaluate(merged(settings, baseline={"path": str(tmp_path / "absent")}))
+    result = evaluate(settings)
+    before = result.summary_path.read_bytes()
+    with pytest.raises(ValueError, match="already holds a run"):
+        evaluate(settings)
+    assert result.summary_path.read_bytes() == before

@@ -102,9 +102,13 @@ def test_a_role_alone_computes_what_it_computes_beside_the_others(
     assert_rows_close([c.logprobs for c in other], [c.logprobs for c in completions], 1e-5)
 
     prompts, responses = ids_of(config, completions)
-    for method, role in (("reference_logprobs", "reference"), ("values", "learner"), ("logprobs", "learner")):
-        pair = [getattr(host, method)(prompts, responses) for host in (alone[role], together)]
-        assert_rows_close(*pair, 1e-5)
+    for method, host in (
+        ("reference_logprobs", alone["reference"]),
+        ("values", alone["learner"]),
+        ("logprobs", alone["learner"]),
+    ):
+        expected = getattr(together, method)(prompts, responses)
+        assert_rows_close(getattr(host, method)(prompts, responses), expected, 1e-5)
     requests = requests_for(config, completions)
     scores = [host.score(requests) for host in (alone["reward"], together)]
     np.testing.assert_allclose(scores[0].scores, scores[1].scores, atol=1e-4)

@@ -13,23 +13,23 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
 from policies.loading import load_backbone
-from rlhf.text_stream import TextStream, encode_texts, perplexity, require_texts
+from rlhf.text_stream import TextStream, encode_documents, perplexity, require_texts
 
-ROWS = [{"text": text} for text in ("the cat sat", "a dog ran over the hill", "rain", "the girl sang all day", "mat")]
+TEXTS = ["the cat sat", "a dog ran over the hill", "rain", "the girl sang all day", "mat"]
 
 
 def stream(tokenizer: PreTrainedTokenizerBase, *, sequence_tokens: int = 16, seed: int = 3) -> TextStream:
-    return TextStream(ROWS, tokenizer, sequence_tokens=sequence_tokens, seed=seed)
+    return TextStream(TEXTS, tokenizer, sequence_tokens=sequence_tokens, seed=seed)
 
 
 def test_a_document_is_bos_text_eos(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    (document,) = encode_texts([{"text": "the cat"}], tiny_tokenizer, source="rows")
+    (document,) = encode_documents(["the cat"], tiny_tokenizer)
     body = tiny_tokenizer("the cat", add_special_tokens=False)["input_ids"]
     assert document.tolist() == [tiny_tokenizer.bos_token_id, *body, tiny_tokenizer.eos_token_id]
 
 
 def test_an_epoch_is_the_documents_end_to_end_without_a_rest(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    documents = [document.tolist() for document in encode_texts(ROWS, tiny_tokenizer, source="rows")]
+    documents = [document.tolist() for document in encode_documents(TEXTS, tiny_tokenizer)]
     epoch = []
     text = stream(tiny_tokenizer, sequence_tokens=8)
     while text.epoch_progress < 1:
@@ -67,7 +67,7 @@ def test_a_resumed_stream_goes_on_exactly_over_the_end_of_an_epoch(tiny_tokenize
 def test_other_documents_than_those_of_the_checkpoint_are_refused(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     state = stream(tiny_tokenizer).state_dict()
     with pytest.raises(ValueError, match="the checkpoint was made with"):
-        TextStream(ROWS[1:], tiny_tokenizer, sequence_tokens=16, seed=3).load_state_dict(state)
+        TextStream(TEXTS[1:], tiny_tokenizer, sequence_tokens=16, seed=3).load_state_dict(state)
 
 
 def test_one_token_parts_documents_where_bos_is_eos(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -75,7 +75,7 @@ def test_one_token_parts_documents_where_bos_is_eos(tiny_tokenizer: PreTrainedTo
     tokenizer = type(tiny_tokenizer)(
         tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<bos>", eos_token="<bos>", pad_token="<pad>"
     )
-    joined = np.concatenate(TextStream(ROWS, tokenizer, sequence_tokens=400, seed=0).next(1))
+    joined = np.concatenate(TextStream(TEXTS, tokenizer, sequence_tokens=400, seed=0).next(1))
     separators = joined == tokenizer.bos_token_id
     assert separators[0]
     assert not (separators[1:] & separators[:-1]).any()
@@ -102,24 +102,21 @@ def test_perplexity_equals_the_models_own_loss_over_all_documents(tiny_llama_fol
     policy = CausalPolicy(load_backbone(ModelConfig(path=str(tiny_llama_folder))), adapter=None, temperature=0.7)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
     total, count = 0.0, 0
-    for document in encode_texts(ROWS, policy.backbone.tokenizer, source="rows"):
+    for document in encode_documents(TEXTS, policy.backbone.tokenizer):
         ids = torch.from_numpy(document).long()[None]
         with torch.no_grad():
             total += model(ids, labels=ids).loss.item() * (len(document) - 1)
         count += len(document) - 1
-    texts = [row["text"] for row in ROWS]
-    assert perplexity(policy, texts) == pytest.approx(math.exp(total / count), rel=1e-5)
-    assert perplexity(policy, texts, micro_batch_tokens=20) == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert perplexity(policy, TEXTS) == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert perplexity(policy, TEXTS, micro_batch_tokens=20) == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_a_long_document_is_read_in_pieces_that_predict_every_token_once(
     tiny_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    (document,) = encode_texts([{"text": "the girl sang all day " * 5}], tiny_tokenizer, source="rows")
+    (document,) = encode_documents(["the girl sang all day " * 5], tiny_tokenizer)
     for max_tokens in (2, 7, len(document) - 1, len(document)):
-        pieces = encode_texts(
-            [{"text": "the girl sang all day " * 5}], tiny_tokenizer, source="rows", max_tokens=max_tokens
-        )
+        pieces = encode_documents(["the girl sang all day " * 5], tiny_tokenizer, max_tokens=max_tokens)
         predicted = np.concatenate([piece[1:] for piece in pieces])
         assert np.array_equal(predicted, document[1:])
         assert max(len(piece) for piece in pieces) <= max_tokens

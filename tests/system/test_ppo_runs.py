@@ -6,10 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,14 +26,16 @@ from reward.model import RewardModel
 from rlhf import cli
 from rlhf.config import PpoConfig
 from rlhf.experience import NoScoredSamplesError
-from rlhf.role_groups import RoleGroups
 from rlhf.roles import RoleHost
-from rlhf.runtime.placement import RoleName
+from rlhf.runtime import cluster
+from rlhf.runtime.cluster import ActorRequest
+from rlhf.runtime.placement import Resources
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.runtime.workers import LocalWorker
 from rlhf.trainers import ppo
 from rollout.hf_engine import NonFiniteLogitsError
+from rollout.pool import WorkerHandle
 from tests.rlhf.runtime.test_metrics import items, records_of
 from tests.system import scripted_rewards
 from tests.tiny_models import build_model
@@ -42,6 +44,7 @@ from tests.tiny_ppo import (
     STORIES,
     comparable,
     merged,
+    metrics_of,
     ppo_config,
     ppo_settings,
     run_ppo,
@@ -77,7 +80,7 @@ def said(run: RunFiles) -> list[tuple[Any, ...]]:
 
 
 def column(run: RunFiles, key: str) -> np.ndarray:
-    return np.array([row[key] for row in run.read_metrics()], np.float64)
+    return np.array([row[key] for row in metrics_of(run)], np.float64)
 
 
 # --- placements -------------------------------------------------------------------------------------------------------
@@ -116,30 +119,23 @@ def assert_same_numbers(actual: RunFiles, expected: RunFiles) -> None:
 
 
 @contextmanager
-def hosts_apart(config: PpoConfig) -> Iterator[RoleGroups]:
-    """The workers of the split placement, each with models of its own, in this process."""
-
-    def workers(role: RoleName, count: int) -> list[LocalWorker]:
-        return [LocalWorker(f"{role}-{index}", RoleHost(config, [role])) for index in range(count)]
-
-    yield RoleGroups(
-        rollout=workers("rollout", 2),
-        reward=workers("reward", 2),
-        reference=workers("reference", 1),
-        learner=workers("learner", 1)[0],
-        share_weights=False,
-        timeout_seconds=60.0,
-        rollout_timeout_seconds=60.0,
-        canary_tolerance=1e-3,
-    )
+def actors_in_this_process(
+    requests: Sequence[ActorRequest], offered: Resources, *, timeout_seconds: float
+) -> Iterator[list[WorkerHandle]]:
+    """What `ray_workers` opens, without Ray: every actor's object, with models of its own, here."""
+    del offered, timeout_seconds
+    yield [LocalWorker(request.name, request.factory(**request.keywords)) for request in requests]
 
 
-def test_roles_on_models_of_their_own_repeat_the_run_of_roles_on_one_base(
+TWO_WORKERS = {"rollout": {"workers": 2}, "reward": {"workers": 2}}
+
+
+def test_two_workers_on_models_of_their_own_repeat_the_run_of_roles_on_one_base(
     straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppo, "open_roles", hosts_apart)
-    config = placed(shared_settings, tmp_path, kind="in_process")
-    apart = run_ppo(config)
+    monkeypatch.setattr(cluster, "ray_cluster", lambda _: nullcontext(Resources(2.0, 0.0)))
+    monkeypatch.setattr(cluster, "ray_workers", actors_in_this_process)
+    apart = run_ppo(placed(shared_settings, tmp_path, kind="split", **TWO_WORKERS))
     assert_same_numbers(apart, straight)
     assert all(row["sync/bytes"] for row in apart.read_metrics())
 
@@ -150,24 +146,24 @@ def test_roles_on_models_of_their_own_repeat_the_run_of_roles_on_one_base(
 def test_a_colocated_actor_repeats_the_run_of_this_process(
     straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = placed(shared_settings, tmp_path, kind="colocated", cpus=1)
-    assert_same_numbers(run_ppo(config), straight)
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_split_actors_repeat_the_run_of_this_process(
-    straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path, workers: int
-) -> None:
-    roles = {role: {"workers": workers} for role in ("rollout", "reward")}
-    run = run_ppo(placed(shared_settings, tmp_path, kind="split", **roles))
+    run = run_ppo(placed(shared_settings, tmp_path, kind="colocated", cpus=1))
     assert_same_numbers(run, straight)
-    assert all(row["sync/bytes"] for row in run.read_metrics())
     # Written by the actor, loadable here.
     trained, expected = (load_file(r.path / "model" / "adapter_model.safetensors") for r in (run, straight))
     assert all(np.allclose(trained[name], expected[name], atol=1e-5) for name in expected)
+
+
+# Six processes that import torch; above, the same roles and the same code run without them.
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_in_actors_repeat_the_run_of_this_process(
+    straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    run = run_ppo(placed(shared_settings, tmp_path, kind="split", **TWO_WORKERS))
+    assert_same_numbers(run, straight)
+    assert all(row["sync/bytes"] for row in run.read_metrics())
 
 
 @pytest.mark.ray
@@ -209,7 +205,7 @@ def test_ppo_raises_the_score_it_is_paid_for_and_the_penalty_holds_it_back(
     assert column(held, "objective/scores")[-3:].mean() < column(free, "objective/scores")[-3:].mean()
     summary = free.read_summary()
     assert (summary["steps"], summary["episodes"]) == (14, 14 * 64)
-    assert summary["score_rise_in_start_stds"] > 0.5
+    assert cast(float, summary["score_rise_in_start_stds"]) > 0.5
 
 
 # --- a run folder through its life ------------------------------------------------------------------------------------

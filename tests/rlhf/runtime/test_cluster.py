@@ -4,12 +4,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
 
 from rlhf import exit_status
 from rlhf.optimization import NonFiniteLossError
@@ -17,6 +19,7 @@ from rlhf.runtime.cluster import ActorRequest, ray_cluster, ray_workers
 from rlhf.runtime.placement import Resources
 from rlhf.runtime.workers import WorkerError, WorkerTimeoutError, fan_out
 from rollout.pool import WorkerHandle
+from rollout.weight_sync import ChecksumError, WeightUpdate, pack, unpack
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("ray_cluster")]
 
@@ -36,6 +39,9 @@ class Role:
 
     def double(self, values: np.ndarray, *, plus: float = 0.0) -> tuple[str, np.ndarray, bool]:
         return self.label, 2 * values + plus, values.flags.writeable
+
+    def weights(self, update: WeightUpdate) -> dict[str, torch.Tensor]:
+        return unpack(update)
 
     def numbers(self, values: list[int]) -> list[int]:
         return [10 * value for value in values]
@@ -68,6 +74,17 @@ def test_a_call_reaches_its_own_actor_with_arguments_keywords_and_arrays(workers
         assert (label, values.tolist()) == (name, [1.0, 3.0, 5.0])
         # Arrays arrive as views of shared memory: a role that writes into its input would fail here only.
         assert not writeable
+
+
+def test_weights_travel_bit_for_bit_and_stay_verifiable(workers: dict[str, WorkerHandle]) -> None:
+    tensors = {"a": torch.randn(3, 2), "b": torch.randn(5).to(torch.bfloat16)}
+    received = workers["calm-0"].call("weights", pack(tensors, 4)).result(PATIENCE)
+    assert all(torch.equal(received[name], tensors[name]) for name in tensors)
+    update = pack(tensors, 4)
+    damaged = replace(update, tensors={**update.tensors, "a": update.tensors["a"] + np.float32(1e-6)})
+    with pytest.raises(ChecksumError, match="weight update 4 has checksum") as caught:
+        workers["calm-0"].call("weights", damaged).result(PATIENCE)
+    assert exit_status.lines_for(caught.value)[0].endswith("raised in actor calm-0")
 
 
 def test_work_is_spread_over_actors_and_gathered_in_order(workers: dict[str, WorkerHandle]) -> None:
@@ -146,11 +163,11 @@ def test_resources_that_others_hold_are_an_error_in_bounded_time_and_free_afterw
         ray_workers([request("late", cpus=1.5)], OFFERED, timeout_seconds=1.0),
     ):
         pytest.fail("the cluster has no room")
-    # What the context held is given back, also by the one that got no room.
+    # What the context held is given back, also by the one that got no room; what an earlier test held may come, too.
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0.0) < available - 1e-6 and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert ray.available_resources()["CPU"] == pytest.approx(available)
+    assert ray.available_resources()["CPU"] >= available - 1e-6
 
 
 def test_a_cluster_that_this_process_has_joined_is_used_and_left_running() -> None:
