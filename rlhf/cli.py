@@ -118,10 +118,9 @@ def _execute(request: _Request) -> int:
     run = resolve(request.stage.run)
     try:
         run(config, resume=request.is_resume)
-    except (ValueError, OSError):
-        raise
     except BaseException as error:
-        error.add_note(_state_after_stop(request, config))
+        if exit_status.status_of(error) != exit_status.USER_ERROR:
+            error.add_note(_state_after_stop(request, config))
         raise
     return exit_status.OK
 

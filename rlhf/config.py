@@ -85,8 +85,11 @@ class PretrainConfig(StageConfig):
     """The model to train."""
     data: DataConfig
     """Rows with `text`."""
+    packing: Literal["concatenated", "documents"] = "concatenated"
+    """`concatenated` fills every sequence with documents laid end to end; `documents` gives each a sequence of its own,
+    with nothing foreign in its context: slower, but a small model of short texts learns to copy sooner."""
     sequence_tokens: int = Field(default=256, ge=8)
-    """Tokens of one packed training sequence."""
+    """Tokens of one training sequence; with `packing=documents` the most it may have."""
     sequences_per_step: int = Field(default=32, ge=1)
     """Sequences of one optimizer step."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
@@ -96,7 +99,7 @@ class PretrainConfig(StageConfig):
     eval_every_steps: int = Field(default=100, ge=1)
     """Steps between evaluations on `data.eval`; the last step is always evaluated."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products in training steps; `auto` is bfloat16 where the hardware has it. Weights stay float32."""
+    """Precision of matrix products in training; `auto` is bfloat16 where the hardware has it. Weights stay float32."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.02, schedule="cosine"
     )
@@ -308,8 +311,8 @@ class PpoConfig(StageConfig):
         samples = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
         if self.rollout.sampling.min_response_tokens:
             raise ValueError(
-                "rollout.sampling.min_response_tokens hides stop tokens from the sampler only, so the policy ratio would not "
-                "start at 1; set it to 0 and use algorithm.missing_eos or a length rule"
+                "rollout.sampling.min_response_tokens hides stop tokens from the sampler only, so the policy ratio "
+                "would not start at 1; set it to 0 and use algorithm.missing_eos or a length rule"
             )
         kl = self.algorithm.kl
         if isinstance(kl, AdaptiveKl) and kl.horizon <= 0.2 * samples:

@@ -20,35 +20,43 @@ from policies.tokenization import encode_prompt
 
 TokenIds = NDArray[np.int32]
 Row = Mapping[str, Any]
+Packing = Literal["concatenated", "documents"]
 
 
 class TextStream:
-    """Endless sequences of exactly `sequence_tokens` tokens, packed from documents in an order that the seed decides.
+    """Endless sequences of tokens from documents, in an order that the seed decides.
 
-    Each epoch is a fresh permutation of the documents, laid end to end and cut into sequences; the rest that fills none
-    is left out (another one each epoch). A sequence may begin and end within a document: at equal cost this learned
-    more than sequences that begin with one, which see some text twice (quickstart stories, 500 steps: perplexity 2.34
-    against 2.47).
+    Each epoch is a fresh permutation of the documents. "concatenated" lays them end to end and cuts sequences; the rest
+    that fills none is left out (another one each epoch), and a sequence may begin and end within a document.
+    "documents" makes each document a sequence, or several where it is longer, and packs nothing.
 
     Args:
         texts: At least one document.
         tokenizer: Of the model that reads the sequences.
         sequence_tokens: T, length of each sequence.
         seed: Decides the order.
+        packing: See above.
     """
 
     def __init__(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, sequence_tokens: int, seed: int
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sequence_tokens: int,
+        seed: int,
+        packing: Packing = "concatenated",
     ) -> None:
         assert texts, "a text stream needs at least one document; `require_texts` refuses an empty set with a message"
-        documents = encode_documents(texts, tokenizer)
-        if tokenizer.bos_token_id == tokenizer.eos_token_id:
+        documents = encode_documents(texts, tokenizer, max_tokens=sequence_tokens if packing == "documents" else None)
+        if packing == "concatenated" and tokenizer.bos_token_id == tokenizer.eos_token_id:
             # Models that end a document with the token that begins the next one saw one such token between two
             # documents, not two.
             documents = [document[:-1] if document[0] == document[-1] else document for document in documents]
         self._documents = documents
         self._corpus_tokens = sum(len(document) for document in documents)
         self._sequence_tokens = sequence_tokens
+        self._packing: Packing = packing
         self._seed = seed
         self._epoch = 0
         self._position = 0
@@ -60,7 +68,7 @@ class TextStream:
         return self._epoch + self._position / len(self._sequences)
 
     def next(self, count: int) -> list[TokenIds]:
-        """The next `count` sequences, (T,) each; read-only views."""
+        """The next `count` sequences, (T,) each, or (up to T,) with "documents"; not to be written to."""
         return [self._next_sequence() for _ in range(count)]
 
     def state_dict(self) -> dict[str, int]:
@@ -88,14 +96,16 @@ class TextStream:
         self._position += 1
         return self._sequences[self._position - 1]
 
-    def _lay_out(self, epoch: int) -> TokenIds:
-        """Sequences of an epoch, (number, T), at least one: a corpus shorter than a sequence is repeated to fill it."""
+    def _lay_out(self, epoch: int) -> Sequence[TokenIds]:
+        """Sequences of an epoch, at least one: a corpus shorter than a packed sequence is repeated to fill it."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
+        if self._packing == "documents":
+            return [self._documents[index] for index in order]
         tokens = np.concatenate([self._documents[index] for index in order])
         count = max(1, len(tokens) // self._sequence_tokens)
         sequences = np.resize(tokens, (count, self._sequence_tokens))
         sequences.flags.writeable = False
-        return sequences
+        return list(sequences)
 
 
 def require_texts(

@@ -64,7 +64,9 @@ def pretrain_config(config: QuickstartConfig, layout: Layout) -> PretrainConfig:
         model=PretrainModelConfig(architecture=config.architecture, vocabulary_size=config.vocabulary_size),
         data=DataConfig(train=str(layout.data("stories")), eval=str(layout.data("stories-eval"))),
         sequence_tokens=SEQUENCE_TOKENS,
-        sequences_per_step=4,
+        # A document a sequence: with foreign facts in its context the model learns to copy much later.
+        packing="documents",
+        sequences_per_step=8,
         steps=config.pretrain_steps,
         eval_every_steps=config.pretrain_steps,
         optimizer=OptimizerConfig(
@@ -86,7 +88,7 @@ def sft_config(config: QuickstartConfig, layout: Layout) -> SftConfig:
         examples_per_step=16,
         micro_batch_examples=16,
         max_tokens=SEQUENCE_TOKENS,
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.05, schedule="cosine"),
+        optimizer=OptimizerConfig(learning_rate=6e-4, warmup_fraction=0.05, schedule="cosine"),
         checkpoint=CheckpointConfig(every_steps=500, keep_last=1),
     )
 

@@ -4,6 +4,7 @@ The roles themselves are plain classes (`rlhf.roles`); nothing here knows what t
 """
 
 import logging
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from rlhf.process_environment import PROCESS_ENVIRONMENT
 from rlhf.runtime.placement import Resources, local_resources, refuse_impossible, total_resources
 from rlhf.runtime.workers import WorkerError, WorkerTimeoutError
 from rollout.pool import PendingCall, WorkerHandle
+
+_CONNECT_SECONDS = 10.0
 
 
 class _RayFuture:
@@ -71,6 +74,8 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
     Raises:
         WorkerError: no cluster answers at `address`.
     """
+    if address is not None:
+        _require_answer(address)
     started = not ray.is_initialized()
     if started:
         try:
@@ -85,13 +90,32 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
                 runtime_env={"env_vars": PROCESS_ENVIRONMENT} if address is not None else None,
             )
         except ConnectionError as error:
-            raise WorkerError(f"placement.address: no Ray cluster answers at {address!r} ({error})") from error
+            raise _no_cluster(address, error) from error
     try:
         offered = ray.cluster_resources()
         yield Resources(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
     finally:
         if started:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuses an address where nothing listens; Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like are Ray's to resolve.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> WorkerError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return WorkerError(
+        f"placement.address: no Ray cluster answers at {address!r} ({reason}); start it or correct the address, or set "
+        "placement.address=null for a local one"
+    )
 
 
 @contextmanager

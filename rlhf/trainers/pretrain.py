@@ -17,7 +17,7 @@ from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
 from policies.config import ModelConfig
 from policies.loading import Backbone, load_backbone, random_backbone, resolve_device
-from policies.sequences import pad_texts
+from policies.sequences import micro_batches, pad_texts
 from policies.tokenization import train_tokenizer
 from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
 from rlhf.config import PretrainConfig, PretrainModelConfig
@@ -125,6 +125,7 @@ class Pretrainer:
             inputs.texts,
             inputs.backbone.tokenizer,
             sequence_tokens=config.sequence_tokens,
+            packing=config.packing,
             seed=config.seed,
         )
         self._parameters = self._policy.trainable()
@@ -132,6 +133,8 @@ class Pretrainer:
         self._schedule = build_schedule(config.optimizer, config.steps)
         self._compute_dtype = resolve_compute_dtype(config.compute_dtype, self._backbone.device)
         self._steps_done = 0
+        self._tokens = 0
+        self._logged_tokens = 0
         self._eval_loss = math.nan
 
     def train(self) -> dict[str, Any]:
@@ -152,17 +155,18 @@ class Pretrainer:
         return self._summary()
 
     def step(self) -> Metrics:
-        """One optimizer step on `sequences_per_step` packed sequences; the loss is the mean over all their tokens."""
+        """One optimizer step on `sequences_per_step` sequences; the loss is the mean over all their tokens."""
         config = self._config
         sequences = self._stream.next(config.sequences_per_step)
-        token_count = len(sequences) * (config.sequence_tokens - 1)
+        lengths = [len(sequence) for sequence in sequences]
+        token_count = sum(lengths) - len(sequences)
         loss = torch.zeros((), device=self._backbone.device)
-        rows = max(1, config.micro_batch_tokens // config.sequence_tokens)
-        for start in range(0, len(sequences), rows):
-            micro_loss = self._nll_sum(sequences[start : start + rows]) / token_count
+        for group in micro_batches(lengths, config.micro_batch_tokens):
+            micro_loss = self._nll_sum([sequences[index] for index in group]) / token_count
             micro_loss.backward()
             loss += micro_loss.detach()
         mean = loss.item()
+        self._tokens += sum(lengths)
         taken = optimizer_step(self._optimizer, config.optimizer, self._schedule, step=self._steps_done, loss=mean)
         return {"loss/train": mean, "policy/grad_norm": taken.grad_norm, "progress/lr": taken.learning_rate}
 
@@ -178,6 +182,7 @@ class Pretrainer:
         load_optimizer_tensors(self._optimizer, self._parameters, state.tensors_of("optimizer"))
         self._stream.load_state_dict(state.values["text"])
         self._eval_loss = float(state.values["eval_loss"])
+        self._tokens = self._logged_tokens = int(state.values["tokens"])
         self._steps_done = state.step
 
     def _nll_sum(self, sequences: Sequence[TokenIds]) -> torch.Tensor:
@@ -199,13 +204,13 @@ class Pretrainer:
             self._backbone.model.set_attn_implementation("sdpa")
             metrics |= self.evaluate()
             metrics["time/eval"] = time.perf_counter() - trained
-        tokens = config.sequences_per_step * config.sequence_tokens
         metrics |= {
             "time/step": time.perf_counter() - started,
-            "perf/tokens_per_s": tokens / (trained - started),
-            "progress/tokens": float(self._steps_done * tokens),
+            "perf/tokens_per_s": (self._tokens - self._logged_tokens) / (trained - started),
+            "progress/tokens": float(self._tokens),
             "progress/epoch": self._stream.epoch_progress,
         }
+        self._logged_tokens = self._tokens
         self._metrics.log(self._steps_done, metrics)
         if is_last or self._steps_done % config.checkpoint.every_steps == 0:
             self._save()
@@ -215,7 +220,11 @@ class Pretrainer:
             **with_owner("model", self._policy.weights()),
             **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
         }
-        values = {"text": self._stream.state_dict(), "eval_loss": str(self._eval_loss)}
+        values = {
+            "text": self._stream.state_dict(),
+            "tokens": self._logged_tokens,
+            "eval_loss": str(self._eval_loss),
+        }
         state = TrainingState(self._steps_done, tensors, values)
         save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
 
@@ -224,7 +233,7 @@ class Pretrainer:
         has_held_out = math.isfinite(self._eval_loss)
         return {
             "steps": self._steps_done,
-            "tokens": self._steps_done * self._config.sequences_per_step * self._config.sequence_tokens,
+            "tokens": self._tokens,
             "train_loss": rows[-1]["loss/train"],
             "eval_loss": self._eval_loss if has_held_out else None,
             "perplexity": math.exp(self._eval_loss) if has_held_out else None,

@@ -6,19 +6,19 @@ import pytest
 from reward.interface import RewardFailure, RewardOutput
 from rlhf.config import AlgorithmConfig, MissingEosConfig
 from rlhf.experience import NoScoredSamplesError, build_experience
-from rollout.types import Completion, Prompt, RolloutBatch
+from rollout.types import Completion, FinishReason, Prompt, RolloutBatch
 
 
 def _f32(*numbers: float) -> np.ndarray:
     return np.array(numbers, dtype=np.float32)
 
 
-def _batch(*logprobs: np.ndarray, finish: tuple[str, ...] | None = None) -> RolloutBatch:
+def _batch(*logprobs: np.ndarray, finish: tuple[FinishReason, ...] | None = None) -> RolloutBatch:
     prompts = [Prompt(id=str(i), text="p", token_ids=np.array([7 + i], np.int32)) for i in range(len(logprobs))]
-    finish = finish or ("stop",) * len(logprobs)
+    reasons: tuple[FinishReason, ...] = finish or ("stop",) * len(logprobs)
     completions = [
         Completion(p.id, 0, np.arange(len(lp), dtype=np.int32), lp, reason, 3)
-        for p, lp, reason in zip(prompts, logprobs, finish, strict=True)
+        for p, lp, reason in zip(prompts, logprobs, reasons, strict=True)
     ]
     return RolloutBatch(prompts, completions)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,22 @@ def test_two_workers_in_actors_repeat_the_run_of_this_process(
     run = run_ppo(placed(shared_settings, tmp_path, kind="split", **TWO_WORKERS))
     assert_same_numbers(run, straight)
     assert all(row["sync/bytes"] for row in run.read_metrics())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_in_an_actor_is_resumed_bitwise(shared_settings: dict[str, Any], tmp_path: Path) -> None:
+    config = placed(shared_settings, tmp_path, kind="colocated", cpus=1)
+    run = run_ppo(config)
+    metrics, samples, model = comparable(run.read_metrics()), run.read_samples(), adapter_of(run)
+    # As if it had been killed during the second step.
+    shutil.rmtree(run.checkpoints_path / "step-00000002")
+    run_ppo(config, resume=True)
+    assert comparable(run.read_metrics()) == metrics
+    assert run.read_samples() == samples
+    assert adapter_of(run) == model
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -168,6 +169,22 @@ def test_resources_that_others_hold_are_an_error_in_bounded_time_and_free_afterw
     while ray.available_resources().get("CPU", 0.0) < available - 1e-6 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] >= available - 1e-6
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_listens_is_an_error_at_once(scheme: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, but never listening
+        address = f"{scheme}127.0.0.1:{unused.getsockname()[1]}"
+        start = time.monotonic()
+        with (
+            pytest.raises(
+                WorkerError, match=rf"^placement\.address: no Ray cluster answers at '{address}' \(.*refused"
+            ),
+            ray_cluster(address),
+        ):
+            pytest.fail("there is no such cluster")
+    assert time.monotonic() - start < 5
 
 
 def test_a_cluster_that_this_process_has_joined_is_used_and_left_running() -> None:
