@@ -431,13 +431,13 @@ class QuickstartConfig(StrictModel):
     """Tokens of the byte-level BPE tokenizer."""
     stories: int = Field(default=12000, ge=100)
     """Pretraining documents."""
-    demonstrations: int = Field(default=4000, ge=50)
+    demonstrations: int = Field(default=3200, ge=50)
     """Demonstrations of SFT."""
-    pretrain_steps: int = Field(default=1600, ge=1)
+    pretrain_steps: int = Field(default=1400, ge=1)
     """Optimizer steps of pretraining."""
-    ppo_steps: int = Field(default=30, ge=1)
+    ppo_steps: int = Field(default=25, ge=1)
     """Steps of PPO and of PPO-ptx."""
-    comparisons: int = Field(default=1000, ge=50)
+    comparisons: int = Field(default=900, ge=50)
     """Prompts that the simulated labelers rank."""
     eval_prompts: int = Field(default=200, ge=20)
     """Held-out prompts of the final comparison."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from transformers import PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
@@ -50,6 +51,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes JSON Lines and returns the path as text."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def write_yaml(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Writes a configuration file and returns its path."""
+    path = folder / "ppo.yaml"
+    path.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+    return path
 
 
 def write_data(folder: Path) -> dict[str, str]:

@@ -106,7 +106,7 @@ def reward_config(config: QuickstartConfig, layout: Layout) -> RewardConfig:
             format=RankingsFormat(),
             normalize=str(layout.data("sft-answers")),
         ),
-        epochs=3,
+        epochs=2,
         comparisons_per_step=16,
         max_tokens=MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS,
         eval_every_steps=1000,

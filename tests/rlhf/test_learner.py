@@ -147,6 +147,18 @@ def test_the_policy_gradient_is_the_one_of_a_slow_reference(settings: dict[str, 
     assert relative_difference(step_of(learner, experience), expected) < 1e-4
 
 
+def test_the_critic_descends_its_coefficient_times_the_mean_squared_error(settings: dict[str, Any]) -> None:
+    critic = {"optimizer": STEP_IS_GRADIENT}
+    learner = learner_of(settings, critic=critic, algorithm={**ONE_PASS, "value_coefficient": 0.3})
+    experience = experience_for(learner)
+    before = snapshot(learner).tensors_of("critic")
+    learner.update(experience, step=0)
+    # The derivative of 0.5 * mean (v - R)^2 by the head's bias is mean (v - R).
+    errors = np.concatenate(experience.values) - np.concatenate(experience.returns)
+    step = snapshot(learner).tensors_of("critic")["head.bias"] - before["head.bias"]
+    assert float(step) == pytest.approx(-0.3 * errors.mean(), rel=1e-4)
+
+
 def test_ptx_adds_its_coefficient_times_the_gradient_of_the_text(settings: dict[str, Any], tmp_path: Path) -> None:
     plain = merged(settings, optimizer=STEP_IS_GRADIENT, algorithm=ONE_PASS)
     mixed = with_ptx(tmp_path, plain)
