@@ -25,7 +25,6 @@ PROCESS_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # GNU OpenMP threads that wait by spinning take the core of the thread they wait for. Two threads on two cores, small
     # layers, steps per second: alone 48 by default, 39 with this; beside one busy process 2.4 by default, 22 with this.
     "GOMP_SPINCOUNT": "1000",

@@ -50,6 +50,7 @@ from tests.tiny_ppo import (
     run_ppo,
     with_ptx,
     write_reward_adapter,
+    write_yaml,
 )
 
 ROOT = Path(__file__).parents[2]
