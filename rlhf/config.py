@@ -206,8 +206,10 @@ class PtxConfig(StrictModel):
     """Factor of the per-token mean loss; InstructGPT's 27.8 refers to another normalisation (see rlhf.algorithms)."""
     sequences_per_minibatch: int = Field(default=8, ge=1)
     """Pretraining sequences beside each PPO minibatch."""
+    packing: Literal["concatenated", "documents"] = "concatenated"
+    """As in pretraining: text that is laid out as the model never saw it pulls the policy away for nothing."""
     sequence_tokens: int = Field(default=128, ge=8)
-    """Tokens of one pretraining sequence."""
+    """Tokens of one pretraining sequence; with `packing=documents` the most it may have."""
 
 
 class MissingEosConfig(StrictModel):
@@ -431,13 +433,13 @@ class QuickstartConfig(StrictModel):
     """Tokens of the byte-level BPE tokenizer."""
     stories: int = Field(default=12000, ge=100)
     """Pretraining documents."""
-    demonstrations: int = Field(default=3200, ge=50)
+    demonstrations: int = Field(default=2560, ge=50)
     """Demonstrations of SFT."""
-    pretrain_steps: int = Field(default=1400, ge=1)
+    pretrain_steps: int = Field(default=1200, ge=1)
     """Optimizer steps of pretraining."""
-    ppo_steps: int = Field(default=25, ge=1)
+    ppo_steps: int = Field(default=22, ge=1)
     """Steps of PPO and of PPO-ptx."""
-    comparisons: int = Field(default=900, ge=50)
+    comparisons: int = Field(default=1000, ge=50)
     """Prompts that the simulated labelers rank."""
     eval_prompts: int = Field(default=200, ge=20)
     """Held-out prompts of the final comparison."""

@@ -83,6 +83,7 @@ class RoleHost:
                 self._backbone.tokenizer,
                 sequence_tokens=config.algorithm.ptx.sequence_tokens,
                 seed=config.seed,
+                packing=config.algorithm.ptx.packing,
             )
         policy = CausalPolicy(self._backbone, adapter=self._adapter, temperature=config.rollout.sampling.temperature)
         critic = build_critic(config, self._backbone)

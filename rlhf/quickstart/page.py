@@ -13,15 +13,7 @@ from rlhf.report import Answer, Headline, ReportPage, Sample, Section, Table, Ve
 from rlhf.runtime.run_folder import RunFiles
 
 TITLES = {"sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
-COLUMNS = (
-    "",
-    "proxy reward",
-    "gold reward",
-    "gold win rate against SFT",
-    "95 % interval",
-    "KL (nats)",
-    "perplexity on stories",
-)
+COLUMNS = ("", "proxy", "gold", "gold win rate", "95 % interval", "KL", "story ppl")
 NOTE = (
     "Proxy reward: the learned reward model's score, 0 for the average SFT answer. Gold reward: the hidden preference "
     "that the simulated labelers followed, from -3 to 4. Win rate: how often an answer beats a fresh SFT answer to the "

@@ -137,7 +137,9 @@ def ppo_config(config: QuickstartConfig, layout: Layout, name: str, *, mix_pretr
             kl=AdaptiveKl(coefficient=0.05, target=8.0, horizon=500),
             epochs=1,
             minibatches=4,
-            ptx=PtxConfig(coefficient=0.5, sequences_per_minibatch=8, sequence_tokens=SEQUENCE_TOKENS)
+            ptx=PtxConfig(
+                coefficient=0.1, sequences_per_minibatch=6, packing="documents", sequence_tokens=SEQUENCE_TOKENS
+            )
             if mix_pretraining
             else None,
         ),

@@ -126,6 +126,11 @@ def console_sink(stage: str, total_steps: int) -> TerminalSink:
     return _FACTORY.get()(stage, total_steps)
 
 
+def stages_announce() -> bool:
+    """Whether a stage should print its outcome itself; False where a surrounding display speaks for the whole chain."""
+    return _FACTORY.get() is ConsoleSink
+
+
 def _value_text(value: float | None) -> Text:
     if value is None:
         return Text(f"{'-':>{_VALUE_WIDTH}}", style="dim")

@@ -38,6 +38,7 @@ from rlhf.config import RewardConfig
 from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.report import write_report
+from rlhf.runtime.console import stages_announce
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_state import (
@@ -85,7 +86,8 @@ def run(config: RewardConfig, *, resume: bool) -> None:
         summary = trainer.train()
         metrics.close(summary)
         write_report(folder.path, reward_page(folder.path, trainer.examples()))
-        print_outcome(folder.path, summary)
+        if stages_announce():
+            print_outcome(folder.path, summary)
 
 
 class RewardInputs:
