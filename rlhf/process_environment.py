@@ -25,8 +25,8 @@ PROCESS_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
-    # GNU OpenMP threads that wait by spinning take the core of the thread they wait for. Two threads on two cores, small
-    # layers, steps per second: alone 48 by default, 39 with this; beside one busy process 2.4 by default, 22 with this.
+    # GNU OpenMP threads that wait by spinning take the core of the thread they wait for. Two threads on two cores,
+    # small layers, steps per second: alone 48 by default, 39 with this; beside one busy process 2.4 and 22.
     "GOMP_SPINCOUNT": "1000",
     # A tokenizer's thread pool does not survive a fork; it warns and may hang.
     "TOKENIZERS_PARALLELISM": "false",

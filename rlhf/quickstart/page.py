@@ -31,7 +31,7 @@ def outcome_rows(outcomes: Outcomes) -> list[tuple[str | float, ...]]:
             outcome.numbers["gold_reward"],
             outcome.numbers["gold_win_rate"],
             f"{outcome.numbers['gold_win_rate_low']:.2f} to {outcome.numbers['gold_win_rate_high']:.2f}",
-            outcome.numbers["kl"],
+            round(outcome.numbers["kl"], 2) + 0.0,  # A policy against itself is 0, not -1e-7.
             outcome.numbers["pretrain_ppl"],
         )
         for outcome in outcomes.policies
