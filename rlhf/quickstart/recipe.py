@@ -28,7 +28,7 @@ from rlhf.runtime.config import CheckpointConfig
 from rollout.config import RolloutConfig, SamplingConfig
 
 SEQUENCE_TOKENS = 128
-MAX_RESPONSE_TOKENS = 40
+MAX_RESPONSE_TOKENS = 32
 MAX_PROMPT_TOKENS = 72
 RESPONSES_PER_COMPARISON = 4
 GOLD = "rlhf.quickstart.world:gold_scores"
@@ -129,7 +129,7 @@ def ppo_config(config: QuickstartConfig, layout: Layout, name: str, *, mix_pretr
             train=str(layout.data("prompts")),
             eval=str(layout.data("prompts-eval")),
             pretrain=str(layout.data("stories")) if mix_pretraining else None,
-            pretrain_eval=str(layout.data("stories-eval")),
+            pretrain_eval=f"{layout.data('stories-eval')}[:100]",
         ),
         reward=reward_sources(layout),
         rollout=RolloutConfig(prompts_per_step=64, max_prompt_tokens=MAX_PROMPT_TOKENS, sampling=SAMPLING),
@@ -147,7 +147,7 @@ def ppo_config(config: QuickstartConfig, layout: Layout, name: str, *, mix_pretr
         critic=CriticConfig(optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5)),
         steps=config.ppo_steps,
         sample_prompts=8,
-        sample_every_steps=max(1, config.ppo_steps // 5),
+        sample_every_steps=max(1, config.ppo_steps // 4),
         checkpoint=CheckpointConfig(every_steps=10, keep_last=1),
     )
 
