@@ -437,13 +437,13 @@ class QuickstartConfig(StrictModel):
     """Demonstrations of SFT."""
     pretrain_steps: int = Field(default=1100, ge=1)
     """Optimizer steps of pretraining."""
-    ppo_steps: int = Field(default=18, ge=1)
+    ppo_steps: int = Field(default=20, ge=1)
     """Steps of PPO and of PPO-ptx."""
     comparisons: int = Field(default=900, ge=50)
     """Prompts that the simulated labelers rank."""
-    eval_prompts: int = Field(default=200, ge=20)
+    eval_prompts: int = Field(default=300, ge=20)
     """Held-out prompts of the final comparison."""
-    tuning: LoraTuning = LoraTuning(rank=16, alpha=32, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+    tuning: LoraTuning = LoraTuning(rank=16, alpha=32)
     """Adapters of reward model, critic and policies."""
     tracking: TrackingConfig = TrackingConfig()
     """Weights & Biases."""
