@@ -439,7 +439,7 @@ class QuickstartConfig(StrictModel):
     """Optimizer steps of pretraining."""
     ppo_steps: int = Field(default=20, ge=1)
     """Steps of PPO and of PPO-ptx."""
-    comparisons: int = Field(default=900, ge=50)
+    comparisons: int = Field(default=950, ge=50)
     """Prompts that the simulated labelers rank."""
     eval_prompts: int = Field(default=300, ge=20)
     """Held-out prompts of the final comparison."""

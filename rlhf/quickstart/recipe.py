@@ -143,7 +143,7 @@ def ppo_config(config: QuickstartConfig, layout: Layout, name: str, *, mix_pretr
             if mix_pretraining
             else None,
         ),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, epsilon=1e-5),
+        optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5),
         critic=CriticConfig(optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-5)),
         steps=config.ppo_steps,
         sample_prompts=8,
