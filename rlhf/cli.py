@@ -133,12 +133,14 @@ def _plan(stage: Stage, config: Any) -> list[str]:
 
 
 def _state_after_stop(request: _Request, config: Any) -> str:
-    folder = Path(getattr(config, "run_dir", "."))
+    # The quickstart chooses its folder itself where none is given; all its folders stand in runs/.
+    folder = Path(getattr(config, "run_dir", None) or "runs")
     if not request.stage.is_resumable or not folder.exists():
         return f"nothing was saved; start again with: {request.command()}"
     # A chain of stages has the run folders of its stages one level deeper.
-    checkpoints = [*folder.glob("checkpoints/step-*"), *folder.glob("*/checkpoints/step-*")]
-    state = f"state saved in {checkpoints[-1].parent}" if checkpoints else "no checkpoint was saved yet"
+    checkpoints = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}checkpoints/step-*")]
+    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+    state = f"state saved in {newest.parent}" if newest else "no checkpoint was saved yet"
     return f"{state}; continue with: {request.command('--resume')}"
 
 

@@ -32,7 +32,7 @@ DiskFullError.__module__ = "rlhf.runtime.training_state"
 class Config(StrictModel):
     """Config of the stages in these tests."""
 
-    run_dir: str = "run"
+    run_dir: str | None = "run"
     """Folder."""
     steps: int = 3
     """Steps."""
@@ -256,6 +256,15 @@ def test_checkpoints_of_a_chain_s_stages_count_as_saved_state(bench: Bench, caps
     assert "state saved in run/ppo/checkpoints" in capsys.readouterr().err
 
 
+def test_a_stage_that_chose_its_folder_itself_still_says_where_its_state_is(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/first/ppo/checkpoints/step-00000010").mkdir(parents=True)
+    bench.script = failing(KeyboardInterrupt())
+    assert bench.main("train", "train.yaml", "run_dir=null") == 130
+    assert "state saved in runs/first/ppo/checkpoints" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [KeyError("step"), RuntimeError("unknown"), NotADirectoryError(), OSError("disk")])
 def test_a_defect_keeps_its_traceback(bench: Bench, error: Exception) -> None:
     bench.script = failing(error)
@@ -301,7 +310,10 @@ def test_help_of_a_stage_shows_only_what_it_takes(bench: Bench, capsys: pytest.C
 
 def test_keys_lists_type_default_and_meaning(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main("train", "--keys") == 0
-    assert capsys.readouterr().out == "run_dir: text; default run\n    Folder.\nsteps: integer; default 3\n    Steps.\n"
+    assert (
+        capsys.readouterr().out
+        == "run_dir: text | null; default run\n    Folder.\nsteps: integer; default 3\n    Steps.\n"
+    )
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
