@@ -93,8 +93,7 @@ class RoleHost:
         """Longest sequence that the model reads, prompt and response, in tokens."""
         return self._backbone.context_tokens
 
-    # --- rollout
-    # -----------------------------------------------------------------------------------------------------------------
+    # rollout
 
     def generate(
         self, prompts: Sequence[Prompt], response_indices: Sequence[int], *, seed: int, step: int, expected_version: int
@@ -116,15 +115,13 @@ class RoleHost:
         """Log-probs by the weights that rollout samples from; compared with the learner's after every sync."""
         return self._rollout.canary(prompts, responses)
 
-    # --- reference
-    # ---------------------------------------------------------------------------------------------------------------
+    # reference
 
     def reference_logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """(R_i,) log-probs of each response under the frozen reference, nats."""
         return self._reference.logprobs(prompts, responses, self._config.micro_batch_tokens)
 
-    # --- learner
-    # -----------------------------------------------------------------------------------------------------------------
+    # learner
 
     def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """See `Learner.values`."""
