@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := policies reward rollout rlhf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all lint format clean
+.PHONY: help install quickstart test test-all lint format readme clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F: '{printf "  make %-11s%s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ lint: $(INSTALLED)  ## check style and types
 format: $(INSTALLED)  ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix $(PACKAGES) tests
 	$(BIN)/ruff format $(PACKAGES) tests
+
+readme: $(INSTALLED)  ## write the README's tree of files again
+	$(BIN)/python tests/readme_tree.py
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

@@ -5,18 +5,23 @@ cli_help              the texts it shows
 exit_status           how a command ends: exit code and line
 stages                the registry of stages
 config                one config class a stage, composed from the packages' own
-config_loader         YAML + a.b=value -> frozen config
-config_yaml           the YAML dialect of configs
-config_fields         what a config class holds
-config_errors         validation errors in a config writer's words
+configuration         YAML + a.b=value -> frozen config
 process_environment   variables set before any heavy library loads
 algorithms            pure tensor functions, one concept a file
 experience            rollouts + scores + values + reference log-probs -> advantages and returns
-learner               micro-batches, accumulation, clipping, optimizer steps
+roles, role_groups    the four roles as plain classes; where a placement puts them
+learner, critic       micro-batches, accumulation, clipping, optimizer steps; what a critic starts from
+optimization          optimizer, schedule, and the step that refuses what is not finite
+compute_precision     the dtype of a forward pass
 data                  rows from files, the hub or the embedded world
+conversations         chat data -> token ids + loss mask
+text_stream           pretraining text -> packed sequences, resumable
 trainers              one loop a stage
 runtime               run folder, metrics, checkpoints, cluster
-evaluation            two models on the same held-out prompts
+evaluation, judges    two models on the same held-out prompts; independent judges
+generate, export      look at a model; merge it into a plain folder
+plan                  what `--dry-run` prints
+reports               pages that a run leaves behind
 quickstart            the embedded world and the whole chain on it
 """
 

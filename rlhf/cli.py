@@ -20,8 +20,8 @@ from rlhf import __version__, cli_help, exit_status
 from rlhf.process_environment import prepare_environment
 from rlhf.stages import STAGES, Stage, find_stage, resolve
 
-# Not imported here: config_loader, which brings pydantic. `rlhf --help` answers without it.
-_LOADER = "rlhf.config_loader"
+# Not imported here: the config loader, which brings pydantic. `rlhf --help` answers without it.
+_LOADER = "rlhf.configuration.loader"
 
 
 class UsageError(ValueError):

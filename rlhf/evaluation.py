@@ -25,11 +25,11 @@ from reward.evaluation import bootstrap_interval
 from reward.interface import RewardFn, RewardOutput, RewardRequest, Scores
 from rlhf.config import EvalConfig
 from rlhf.data import load_rows
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
+from rlhf.reports.training import generic_training_page
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.text_stream import perplexity, require_texts
-from rlhf.training_page import generic_training_page
 from rollout.config import HfEngineConfig, SamplingConfig
 from rollout.generation import repeat_prompts
 from rollout.hf_engine import HfGenerator

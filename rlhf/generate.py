@@ -19,11 +19,11 @@ from policies.loading import Backbone, load_backbone, policy_adapter
 from policies.tokenization import Message, decode, encode_prompt, render_prompt
 from rlhf.config import ChatConfig, GenerateConfig
 from rlhf.data import load_rows
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
+from rlhf.reports.training import generic_training_page
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
-from rlhf.training_page import generic_training_page
 from rollout.config import HfEngineConfig
 from rollout.generation import repeat_prompts
 from rollout.hf_engine import HfGenerator

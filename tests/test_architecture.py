@@ -211,7 +211,8 @@ PROJECT = project()
 LIGHT = sorted(
     name
     for name, module in PROJECT.items()
-    if module.path.endswith(("/__init__.py", "/config.py")) or name in ("rlhf.cli", "rlhf.config_loader", "rlhf.stages")
+    if module.path.endswith(("/__init__.py", "/config.py"))
+    or name in ("rlhf.cli", "rlhf.configuration.loader", "rlhf.stages")
 )
 
 

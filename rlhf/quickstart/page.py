@@ -1,15 +1,15 @@
 """The quickstart's report: the table, the curves and the answers that a newcomer should see.
 
-Owns the page's content; drawing is `rlhf.report`'s and `rlhf.charts`' business.
+Owns the page's content; drawing is `rlhf.reports.page`'s and `rlhf.reports.charts`' business.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.charts import Chart, Series
 from rlhf.quickstart.outcome import Outcomes
 from rlhf.quickstart.recipe import Layout
-from rlhf.report import Answer, Headline, ReportPage, Sample, Section, Table, Verdict
+from rlhf.reports.charts import Chart, Series
+from rlhf.reports.page import Answer, Headline, ReportPage, Sample, Section, Table, Verdict
 from rlhf.runtime.run_folder import RunFiles
 
 TITLES = {"sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}

@@ -23,7 +23,7 @@ from rlhf.quickstart.page import COLUMNS, TITLES, outcome_rows, quickstart_page
 from rlhf.quickstart.progress import StageProgress
 from rlhf.quickstart.recipe import Layout
 from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
 from rlhf.runtime.cluster import ray_cluster
 from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.run_folder import RunFiles, RunFolder

@@ -6,7 +6,7 @@
     samples.jsonl     one object a sampled answer
     summary.json      final numbers
     checkpoints/      written by `training_state.py`
-    report.html       written by `rlhf/report.py`
+    report.html       written by `rlhf.reports`
     wandb_run_id      identity of the W&B run, kept over resumes
     wandb/            W&B's own files
     .lock             held by the process that writes here
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from rlhf.config_yaml import dump_yaml, parse_mapping
+from rlhf.configuration.yaml import dump_yaml, parse_mapping
 from rlhf.runtime import json_lines
 from rlhf.runtime.environment import describe_environment
 

@@ -21,14 +21,14 @@ from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
 from rlhf.data import load_rows
 from rlhf.experience import build_experience
 from rlhf.optimization import NonFiniteLossError
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
+from rlhf.reports.training import generic_training_page
 from rlhf.role_groups import RoleGroups, open_roles
 from rlhf.roles import pretraining_texts
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint, save_checkpoint
 from rlhf.text_stream import require_texts
-from rlhf.training_page import generic_training_page
 from rollout.prompts import PromptStream, prompts_from_rows
 from rollout.types import PerToken, Prompt, RolloutBatch
 

@@ -23,7 +23,8 @@ from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
 from rlhf.config import PretrainConfig, PretrainModelConfig
 from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
+from rlhf.reports.training import generic_training_page
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_state import (
@@ -35,7 +36,6 @@ from rlhf.runtime.training_state import (
     with_owner,
 )
 from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, require_texts
-from rlhf.training_page import generic_training_page
 
 Metrics = dict[str, float]
 

@@ -1,7 +1,7 @@
 """`rlhf reward`: a reward model from ranked responses.
 
 Owns the loop: comparisons in, optimizer steps, held-out accuracy, checkpoints, the scale, the final folder. The model
-is `reward.model`, the loss `rlhf.algorithms.preference_losses`, what is told at the end `reward_report`.
+is `reward.model`, the loss `rlhf.algorithms.preference_losses`, what is told at the end `rlhf.reports.reward`.
 """
 
 import logging
@@ -37,7 +37,8 @@ from rlhf.algorithms.preference_losses import ranked_pairs_loss
 from rlhf.config import RewardConfig
 from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
+from rlhf.reports.reward import print_outcome, reward_page, scored_examples
 from rlhf.runtime.console import stages_announce
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
@@ -49,7 +50,6 @@ from rlhf.runtime.training_state import (
     save_checkpoint,
     with_owner,
 )
-from rlhf.trainers.reward_report import print_outcome, reward_page, scored_examples
 
 Metrics = dict[str, float]
 

@@ -21,7 +21,8 @@ from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
 from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule
-from rlhf.report import write_report
+from rlhf.reports.page import write_report
+from rlhf.reports.training import generic_training_page
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_state import (
@@ -33,7 +34,6 @@ from rlhf.runtime.training_state import (
     with_owner,
 )
 from rlhf.trainers.trl_sft import StepReport, TrlSettings, train_with_trl
-from rlhf.training_page import generic_training_page
 
 logger = logging.getLogger(__name__)
 

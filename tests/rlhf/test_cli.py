@@ -14,7 +14,7 @@ import yaml
 
 from policies.config import StrictModel
 from rlhf import cli, exit_status
-from rlhf.config_loader import describe_fields, load_config
+from rlhf.configuration.loader import describe_fields, load_config
 from rlhf.process_environment import PROCESS_ENVIRONMENT, prepare_environment
 from rlhf.stages import STAGES, Stage, UnknownStageError, find_stage, resolve
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.report import render_page
+from rlhf.reports.page import render_page
+from rlhf.reports.training import centred_mean, generic_training_page, metric_chart, metric_sections
 from rlhf.runtime.run_folder import RunFolder
-from rlhf.training_page import centred_mean, generic_training_page, metric_chart, metric_sections
 
 
 def finished_run(path: Path, steps: int = 4) -> None:

@@ -1,7 +1,7 @@
 """report.html: one self-contained page about a run. No script, no request to anywhere, light and dark, fit for print.
 
 Owns the page's parts and its writing. `charts.py` draws, `report_template.html` has markup and style,
-`training_page.py` builds the page that every training stage gets.
+`training` builds the page that every training stage gets.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Literal, TypeGuard
 
 from jinja2 import Environment, StrictUndefined
 
-from rlhf.charts import Chart, legend_of, non_finite_count, render_chart
+from rlhf.reports.charts import Chart, legend_of, non_finite_count, render_chart
 from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.metric_registry import format_value
 from rlhf.runtime.run_folder import RunFiles

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.charts import Chart, Series
-from rlhf.report import (
+from rlhf.reports.charts import Chart, Series
+from rlhf.reports.page import (
     Answer,
     Headline,
     Listing,

@@ -14,9 +14,9 @@ from rich.table import Table as ConsoleTable
 from reward.encoding import TokenIds
 from reward.interface import Scores
 from reward.preference_batch import EncodedComparison
-from rlhf.report import Answer, Headline, ReportPage, Sample, Section, Table, Verdict
+from rlhf.reports.page import Answer, Headline, ReportPage, Sample, Section, Table, Verdict
+from rlhf.reports.training import generic_training_page
 from rlhf.runtime.run_folder import RunFiles
-from rlhf.training_page import generic_training_page
 
 Summary = Mapping[str, Any]
 

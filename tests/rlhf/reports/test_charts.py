@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rlhf.chart_axes import horizontal_axis, nice_ticks, tick_labels, vertical_axis
-from rlhf.charts import Chart, ReferenceLine, Series, legend_of, non_finite_count, render_chart
+from rlhf.reports.axes import horizontal_axis, nice_ticks, tick_labels, vertical_axis
+from rlhf.reports.charts import Chart, ReferenceLine, Series, legend_of, non_finite_count, render_chart
 
 
 def chart(*series: Series, **fields) -> Chart:

@@ -1,7 +1,7 @@
 """Config files to frozen config objects and back: defaults < YAML file < `a.b=value` overrides.
 
-Owns the order in which values win and what an override may do. Does not own: the dialect (`config_yaml`), the knowledge
-of fields (`config_fields`), the wording of complaints (`config_errors`), any field or default (each package's
+Owns the order in which values win and what an override may do. Does not own: the dialect (`yaml`), the knowledge
+of fields (`fields`), the wording of complaints (`errors`), any field or default (each package's
 `config.py`).
 """
 
@@ -14,8 +14,8 @@ from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from rlhf.config_errors import explain
-from rlhf.config_fields import (
+from rlhf.configuration.errors import explain
+from rlhf.configuration.fields import (
     FieldDescription,
     child,
     chosen_section,
@@ -25,7 +25,7 @@ from rlhf.config_fields import (
     sections,
     tag_field,
 )
-from rlhf.config_yaml import ConfigError, dump_yaml, inline, parse_mapping, parse_yaml
+from rlhf.configuration.yaml import ConfigError, dump_yaml, inline, parse_mapping, parse_yaml
 
 __all__ = ["ConfigError", "FieldDescription", "describe_fields", "dump_config", "load_config"]
 

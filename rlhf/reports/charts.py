@@ -1,6 +1,6 @@
 """Line and point charts as inline SVG: data in, markup out, no script, no library.
 
-Owns the drawing; `chart_axes.py` has ranges and ticks. Colours, type and dark mode are CSS classes of
+Owns the drawing; `axes` has ranges and ticks. Colours, type and dark mode are CSS classes of
 `report_template.html`, so one chart serves every theme. All charts share one size; a page places them in a grid.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from rlhf.chart_axes import Axis, category_axis, horizontal_axis, tick_labels, vertical_axis
+from rlhf.reports.axes import Axis, category_axis, horizontal_axis, tick_labels, vertical_axis
 from rlhf.runtime.metric_registry import format_value
 
 WIDTH, HEIGHT = 400, 236

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-from rlhf.charts import Chart, Series
-from rlhf.report import Answer, Cell, Headline, Listing, ReportPage, Sample, Section, Table, Verdict, is_number
+from rlhf.reports.charts import Chart, Series
+from rlhf.reports.page import Answer, Cell, Headline, Listing, ReportPage, Sample, Section, Table, Verdict, is_number
 from rlhf.runtime.metric_registry import GROUPS, find_metric, registry_order
 from rlhf.runtime.run_folder import Row, RunFiles
 
