@@ -120,7 +120,7 @@ def _execute(request: _Request) -> int:
         run(config, resume=request.is_resume)
     except BaseException as error:
         if exit_status.status_of(error) != exit_status.USER_ERROR:
-            error.add_note(_state_after_stop(request, config))
+            error.add_note(_state_after_stop(request, config, error))
         raise
     return exit_status.OK
 
@@ -132,7 +132,7 @@ def _plan(stage: Stage, config: Any) -> list[str]:
     return lines + [f"# {line}".rstrip() for line in plan]
 
 
-def _state_after_stop(request: _Request, config: Any) -> str:
+def _state_after_stop(request: _Request, config: Any, error: BaseException) -> str:
     # The quickstart chooses its folder itself where none is given; all its folders stand in runs/.
     folder = Path(getattr(config, "run_dir", None) or "runs")
     if not request.stage.is_resumable or not folder.exists():
@@ -141,6 +141,9 @@ def _state_after_stop(request: _Request, config: Any) -> str:
     checkpoints = [path for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}checkpoints/step-*")]
     newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
     state = f"state saved in {newest.parent}" if newest else "no checkpoint was saved yet"
+    # --resume takes no other configuration, and the same one would end here again.
+    if getattr(exit_status.original(error), "resuming_repeats_it", False):
+        return state
     return f"{state}; continue with: {request.command('--resume')}"
 
 

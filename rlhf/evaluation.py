@@ -19,14 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
 from policies.loading import load_backbone, policy_adapter
-from policies.tokenization import decode, load_tokenizer, tokenizer_fingerprint
+from policies.tokenization import load_tokenizer, tokenizer_fingerprint
 from reward.composite import build_reward
 from reward.evaluation import bootstrap_interval
-from reward.interface import RewardFn, RewardOutput, RewardRequest, Scores
+from reward.interface import RewardFn, RewardOutput, Scores
 from rlhf.config import EvalConfig
 from rlhf.data import load_rows
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
+from rlhf.requests import reward_requests
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.text_stream import perplexity, require_texts
@@ -141,9 +142,10 @@ class Evaluator:
         repeated, indices = repeat_prompts(self._prompts, self._responses_per_prompt)
         generator = HfGenerator(backbone, adapter, self._sampling, HfEngineConfig())
         batch = RolloutBatch(repeated, generator.generate(repeated, indices, seed=self._seed, step=0))
-        texts = [decode(completion.token_ids, backbone.tokenizer) for completion in batch.completions]
-        reward = self._judge(_requests(batch, texts))
+        requests = reward_requests(batch, backbone.tokenizer)
+        reward = self._judge(requests)
         policy = CausalPolicy(backbone, adapter=adapter, temperature=1.0)
+        texts = [request.response for request in requests]
         return Answers(batch, texts, reward, perplexity(policy, self._texts) if self._texts else None)
 
     def kl(self, answers: Answers, baseline: ModelConfig) -> float:
@@ -252,13 +254,6 @@ def _require_same_tokenizer(candidate: PreTrainedTokenizerBase, baseline: PreTra
             f"model.path={candidate.name_or_path!r}; a win rate and a KL are measured between models that share one: "
             "name a baseline of the same family"
         )
-
-
-def _requests(batch: RolloutBatch, texts: Sequence[str]) -> list[RewardRequest]:
-    return [
-        RewardRequest(prompt.text, text, prompt.token_ids, completion.token_ids, prompt.fields)
-        for prompt, completion, text in zip(batch.prompts, batch.completions, texts, strict=True)
-    ]
 
 
 def _describe(answers: Answers) -> dict[str, Any]:

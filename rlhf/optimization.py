@@ -7,6 +7,7 @@ everywhere. It owns no loop and no loss.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -27,6 +28,9 @@ class NonFiniteLossError(RuntimeError):
         value: What it was.
         step: The optimizer step, from 0, that was not taken.
     """
+
+    resuming_repeats_it: ClassVar[bool] = True
+    """The command line offers --resume after other failures, not after this one."""
 
     def __init__(self, quantity: str, value: float, step: int) -> None:
         super().__init__(

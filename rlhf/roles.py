@@ -22,6 +22,7 @@ from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
 from rlhf.learner import Learner
+from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream, require_texts
@@ -132,8 +133,9 @@ class RoleHost:
         return self._learner.logprobs(prompts, responses)
 
     def update(self, experience: Experience, *, step: int) -> dict[str, float]:
-        """See `Learner.update`."""
-        return self._learner.update(experience, step=step)
+        """See `Learner.update`; adds this process's peak memory."""
+        metrics = self._learner.update(experience, step=step)
+        return metrics | {"perf/peak_memory_mib": peak_memory_mib(self._backbone.device)}
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """See `Learner.perplexity`."""

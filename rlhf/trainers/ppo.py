@@ -4,7 +4,6 @@ Owns the order of things, and what is logged and saved. The roles compute (`rlhf
 them; the formulas stand in `rlhf.algorithms`.
 """
 
-import logging
 import math
 import time
 from collections import defaultdict
@@ -14,27 +13,24 @@ from typing import Any, cast
 
 import numpy as np
 
-from policies.tokenization import decode, load_tokenizer
 from reward.interface import RewardOutput, RewardRequest, Scores
 from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController, KlController
 from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
-from rlhf.data import load_rows
 from rlhf.experience import build_experience
 from rlhf.optimization import NonFiniteLossError
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
+from rlhf.requests import reward_requests
 from rlhf.role_groups import RoleGroups, open_roles
-from rlhf.roles import pretraining_texts
-from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
-from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint, save_checkpoint
-from rlhf.text_stream import require_texts
-from rollout.prompts import PromptStream, prompts_from_rows
-from rollout.types import PerToken, Prompt, RolloutBatch
+from rlhf.runtime.training_run import open_training_run
+from rlhf.runtime.training_state import TrainingState, save_checkpoint
+from rlhf.trainers.ppo_inputs import PpoInputs
+from rollout.prompts import PromptStream
+from rollout.types import PerToken, RolloutBatch
 
 Metrics = dict[str, float]
-
-logger = logging.getLogger(__name__)
 
 # The progress samples use the same sampling noise every time, under a step number that training never reaches.
 _SAMPLE_NOISE_STEP = 2**31 - 1
@@ -47,30 +43,26 @@ def run(config: PpoConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before any actor starts where that is possible.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    resolved = config.model_dump(mode="json")
     if not resume:
         refuse_existing_run(config.run_dir)
     inputs = PpoInputs(config)
+    opened_run = open_training_run(config, resume=resume, stage="ppo", total_steps=config.steps)
+    opened_roles = _open_fitting_roles(config, inputs)
     with ExitStack() as stack:
         if resume:
-            folder = stack.enter_context(RunFolder.resume(config.run_dir, resolved))
-            roles = stack.enter_context(_open_fitting_roles(config, inputs))
+            run = stack.enter_context(opened_run)
+            roles = stack.enter_context(opened_roles)
         else:
             # What the roles refuse must not leave a folder that holds a run.
-            roles = stack.enter_context(_open_fitting_roles(config, inputs))
-            folder = stack.enter_context(RunFolder.create(config.run_dir, resolved))
-        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
-        folder.truncate_after(checkpoint.step if checkpoint else -1)
-        metrics = stack.enter_context(
-            open_metric_logger(folder, config.tracking, resolved, stage="ppo", total_steps=config.steps)
-        )
-        trainer = PpoTrainer(config, inputs, roles, folder, metrics)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
+            roles = stack.enter_context(opened_roles)
+            run = stack.enter_context(opened_run)
+        trainer = PpoTrainer(config, inputs, roles, run.folder, run.metrics)
+        if run.checkpoint is not None:
+            trainer.restore(run.checkpoint)
         summary = trainer.train()
-        roles.learn("save_model", str(folder.path / "model"))
-        metrics.close(summary)
-        write_report(folder.path, generic_training_page(folder.path, "PPO"))
+        roles.learn("save_model", str(run.folder.path / "model"))
+        run.metrics.close(summary)
+        write_report(run.folder.path, generic_training_page(run.folder.path, "PPO"))
 
 
 @contextmanager
@@ -79,75 +71,6 @@ def _open_fitting_roles(config: PpoConfig, inputs: "PpoInputs") -> Iterator[Role
     with open_roles(config) as roles:
         inputs.require_room(roles.learn("context_tokens"), config)
         yield roles
-
-
-class PpoInputs:
-    """The data of a run, read and tokenized by the driver once.
-
-    Attributes:
-        tokenizer: The policy's.
-        prompts: Training prompts.
-        sample_prompts: The fixed held-out prompts whose answers are followed through training.
-        held_out_texts: Pretraining text for the alignment tax; empty without `data.pretrain_eval`.
-        skipped: Bad rows that `on_bad_row=skip` left out, one line each.
-    """
-
-    def __init__(self, config: PpoConfig) -> None:
-        self.tokenizer = load_tokenizer(config.model)
-        self.skipped: list[str] = []
-        self.prompts: Sequence[Prompt] = self._prompts(config, config.data.train, "data.train")
-        self.sample_prompts: Sequence[Prompt] = []
-        if config.data.eval is not None and config.sample_prompts:
-            self.sample_prompts = self._prompts(config, config.data.eval, "data.eval")[: config.sample_prompts]
-        self.held_out_texts: list[str] = []
-        if config.data.pretrain_eval is not None:
-            rows = load_rows(config.data.pretrain_eval, field="data.pretrain_eval")
-            source = f"data.pretrain_eval={config.data.pretrain_eval}"
-            self.held_out_texts, bad = require_texts(rows, source=source, on_bad_row=config.data.on_bad_row)
-            self.skipped += bad
-        # The learner reads these rows; what is wrong with them is said here, before anything starts.
-        self.skipped += pretraining_texts(config.data)[1]
-        for line in self.skipped:
-            logger.warning("skipped %s", line)
-
-    def require_room(self, context_tokens: int, config: PpoConfig) -> None:
-        """Refuses prompts that leave no room for the longest response; with `on_bad_row=skip` leaves them out.
-
-        Raises:
-            ValueError: naming the prompt, or where none is left.
-        """
-        longest = context_tokens - config.rollout.sampling.max_response_tokens
-        self.prompts = self._fitting(self.prompts, longest, f"data.train={config.data.train}", config)
-        if self.sample_prompts:
-            self.sample_prompts = self._fitting(self.sample_prompts, longest, f"data.eval={config.data.eval}", config)
-
-    def _prompts(self, config: PpoConfig, source: str, field: str) -> list[Prompt]:
-        found = prompts_from_rows(
-            load_rows(source, field=field),
-            self.tokenizer,
-            max_prompt_tokens=config.rollout.max_prompt_tokens,
-            source=f"{field}={source}",
-            on_bad_row=config.data.on_bad_row,
-            chat_template=config.model.chat_template,
-        )
-        self.skipped += found.skipped
-        return found.prompts
-
-    def _fitting(self, prompts: Sequence[Prompt], longest: int, source: str, config: PpoConfig) -> list[Prompt]:
-        fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= longest]
-        response = f"rollout.sampling.max_response_tokens={config.rollout.sampling.max_response_tokens}"
-        lines = [
-            f"{source}: prompt {prompt.id!r} has {len(prompt.token_ids)} tokens, at most {max(longest, 0)} leave room "
-            f"in the model's context for {response}"
-            for prompt in prompts
-            if len(prompt.token_ids) > longest
-        ]
-        if lines and (config.data.on_bad_row == "error" or not fitting):
-            raise ValueError(f"{lines[0]}: shorten it, lower max_response_tokens, or set data.on_bad_row=skip")
-        for line in lines:
-            logger.warning("skipped %s", line)
-        self.skipped += lines
-        return fitting
 
 
 class PpoTrainer:
@@ -163,7 +86,7 @@ class PpoTrainer:
         self._saved_step: int | None = None
         self._version = 0
         self._episodes = 0
-        self._tokens = 0
+        self._tokens = self._logged_tokens = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def train(self) -> dict[str, Any]:
@@ -222,6 +145,7 @@ class PpoTrainer:
         self._stream.load_state_dict(driver["prompts"])
         self._kl.load_state_dict(driver["kl"])
         self._episodes, self._tokens, self._version = driver["episodes"], driver["tokens"], driver["version"]
+        self._logged_tokens = self._tokens
         self._steps_done = self._saved_step = state.step
 
     def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
@@ -231,22 +155,10 @@ class PpoTrainer:
         """
         prompts = [prompt.token_ids for prompt in batch.prompts]
         responses = [completion.token_ids for completion in batch.completions]
-        scores = self._roles.ask_scores(self._requests(batch))
+        scores = self._roles.ask_scores(reward_requests(batch, self._inputs.tokenizer))
         reference = self._roles.ask_reference_logprobs(prompts, responses)
         values = self._roles.learner.call("values", prompts, responses)
         return scores(), reference(), values.result(self._roles.timeout_seconds)
-
-    def _requests(self, batch: RolloutBatch) -> list[RewardRequest]:
-        return [
-            RewardRequest(
-                prompt=prompt.text,
-                response=decode(completion.token_ids, self._inputs.tokenizer),
-                prompt_ids=prompt.token_ids,
-                response_ids=completion.token_ids,
-                fields=prompt.fields,
-            )
-            for prompt, completion in zip(batch.prompts, batch.completions, strict=True)
-        ]
 
     def _after_step(self, metrics: Metrics) -> None:
         """Samples, checkpoint and the log line of the step that just ended."""
@@ -257,8 +169,11 @@ class PpoTrainer:
                 metrics |= self._show_samples()
         seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
         seconds["time/step"] = sum(seconds.values())
+        tokens = self._tokens - self._logged_tokens
+        self._logged_tokens = self._tokens
         metrics |= seconds | {
             "perf/samples_per_s": self._episodes_per_step / seconds["time/step"],
+            "perf/tokens_per_s": tokens / seconds["time/step"],
             "progress/episodes": float(self._episodes),
             "progress/tokens": float(self._tokens),
             "progress/epoch": self._stream.epoch_progress,
@@ -266,7 +181,10 @@ class PpoTrainer:
         self._seconds.clear()
         self._metrics.log(self._steps_done, metrics)
         if is_last or self._steps_done % config.checkpoint.every_steps == 0:
-            self._save(keep_last=config.checkpoint.keep_last)
+            # After the line, so that no checkpoint knows of a step that metrics.jsonl has lost; its time is told with
+            # the next one.
+            with self._timed("checkpoint"):
+                self._save(keep_last=config.checkpoint.keep_last)
 
     def _show_samples(self) -> Metrics:
         """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax."""
@@ -275,7 +193,7 @@ class PpoTrainer:
             batch = self._roles.generate(
                 self._inputs.sample_prompts, 1, seed=self._config.seed, step=_SAMPLE_NOISE_STEP, version=self._version
             )
-            requests = self._requests(batch)
+            requests = reward_requests(batch, self._inputs.tokenizer)
             reward = self._roles.ask_scores(requests)()
             self._metrics.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
             metrics["eval/score"] = _mean_of_scored(reward.scores)

@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -25,11 +24,12 @@ from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
-from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.memory import peak_memory_mib
+from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
-    load_latest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
     save_checkpoint,
@@ -53,23 +53,16 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    resolved = config.model_dump(mode="json")
     inputs = PretrainInputs(config)
-    with ExitStack() as stack:
-        open_folder = RunFolder.resume if resume else RunFolder.create
-        folder = stack.enter_context(open_folder(config.run_dir, resolved))
-        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
-        folder.truncate_after(checkpoint.step if checkpoint else -1)
-        metrics = stack.enter_context(
-            open_metric_logger(folder, config.tracking, resolved, stage="pretrain", total_steps=config.steps)
-        )
-        trainer = Pretrainer(config, inputs, folder, metrics)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
+    with open_training_run(config, resume=resume, stage="pretrain", total_steps=config.steps) as run:
+        trainer = Pretrainer(config, inputs, run.folder, run.metrics)
+        if run.checkpoint is not None:
+            trainer.restore(run.checkpoint)
         summary = trainer.train()
-        _save_final_model(folder, inputs.backbone, config)
-        metrics.close(summary)
-        write_report(folder.path, generic_training_page(folder.path, f"Pretraining of {folder.path.name}"))
+        _save_final_model(run.folder, inputs.backbone, config)
+        run.metrics.close(summary)
+        path = run.folder.path
+        write_report(path, generic_training_page(path, f"Pretraining of {path.name}"))
 
 
 class PretrainInputs:
@@ -207,6 +200,7 @@ class Pretrainer:
         metrics |= {
             "time/step": time.perf_counter() - started,
             "perf/tokens_per_s": (self._tokens - self._logged_tokens) / (trained - started),
+            "perf/peak_memory_mib": peak_memory_mib(self._backbone.device),
             "progress/tokens": float(self._tokens),
             "progress/epoch": self._stream.epoch_progress,
         }

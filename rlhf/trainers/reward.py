@@ -9,7 +9,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -40,11 +39,12 @@ from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedul
 from rlhf.reports.page import write_report
 from rlhf.reports.reward import print_outcome, reward_page, scored_examples
 from rlhf.runtime.console import stages_announce
-from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.memory import peak_memory_mib
+from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
-    load_latest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
     save_checkpoint,
@@ -69,25 +69,18 @@ def run(config: RewardConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    resolved = config.model_dump(mode="json")
     inputs = RewardInputs(config)
-    with ExitStack() as stack:
-        open_folder = RunFolder.resume if resume else RunFolder.create
-        folder = stack.enter_context(open_folder(config.run_dir, resolved))
-        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
-        folder.truncate_after(checkpoint.step if checkpoint else -1)
-        order = ComparisonOrder(len(inputs.train), config)
-        metrics = stack.enter_context(
-            open_metric_logger(folder, config.tracking, resolved, stage="reward", total_steps=order.steps)
-        )
-        trainer = RewardTrainer(config, inputs, order, folder, metrics)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
+    order = ComparisonOrder(len(inputs.train), config)
+    with open_training_run(config, resume=resume, stage="reward", total_steps=order.steps) as run:
+        trainer = RewardTrainer(config, inputs, order, run.folder, run.metrics)
+        if run.checkpoint is not None:
+            trainer.restore(run.checkpoint)
         summary = trainer.train()
-        metrics.close(summary)
-        write_report(folder.path, reward_page(folder.path, trainer.examples()))
+        run.metrics.close(summary)
+        path = run.folder.path
+        write_report(path, reward_page(path, trainer.examples()))
         if stages_announce():
-            print_outcome(folder.path, summary)
+            print_outcome(path, summary)
 
 
 class RewardInputs:
@@ -288,6 +281,7 @@ class RewardTrainer:
         metrics |= {
             "time/step": time.perf_counter() - started,
             "time/update": trained - started,
+            "perf/peak_memory_mib": peak_memory_mib(self._model.device),
             "progress/tokens": float(self._tokens),
             "progress/epoch": self._order.epochs_after(self._steps_done),
         }

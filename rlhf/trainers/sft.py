@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,12 @@ from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
-from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.memory import peak_memory_mib
+from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
-    load_latest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
     save_checkpoint,
@@ -45,24 +45,17 @@ def run(config: SftConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    resolved = config.model_dump(mode="json")
     inputs = SftInputs(config)
-    with ExitStack() as stack:
-        open_folder = RunFolder.resume if resume else RunFolder.create
-        folder = stack.enter_context(open_folder(config.run_dir, resolved))
-        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
-        folder.truncate_after(checkpoint.step if checkpoint else -1)
-        total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
-        metrics = stack.enter_context(
-            open_metric_logger(folder, config.tracking, resolved, stage="sft", total_steps=total_steps)
-        )
-        trainer = SftRun(config, inputs, folder, metrics, total_steps)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
+    total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
+    with open_training_run(config, resume=resume, stage="sft", total_steps=total_steps) as run:
+        trainer = SftRun(config, inputs, run.folder, run.metrics, total_steps)
+        if run.checkpoint is not None:
+            trainer.restore(run.checkpoint)
         summary = trainer.train()
         trainer.save_model()
-        metrics.close(summary)
-        write_report(folder.path, generic_training_page(folder.path, f"Fine-tuning of {folder.path.name}"))
+        run.metrics.close(summary)
+        path = run.folder.path
+        write_report(path, generic_training_page(path, f"Fine-tuning of {path.name}"))
 
 
 class SftInputs:
@@ -203,6 +196,7 @@ class SftRun:
             "policy/grad_norm": report.grad_norm,
             "progress/lr": report.learning_rate,
             **self._progress(trained - self._step_started),
+            "perf/peak_memory_mib": peak_memory_mib(self._inputs.backbone.device),
         }
         is_last = self._steps_done == self._total_steps
         if self._inputs.held_out and (is_last or self._steps_done % config.eval_every_steps == 0):

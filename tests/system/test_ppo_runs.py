@@ -321,7 +321,8 @@ def test_a_loss_that_is_no_number_stops_the_command_with_saved_state_and_reason(
     # The whole of stderr: one line without a traceback.
     (line,) = process.stderr.splitlines()
     assert line.startswith("error: policy loss is nan at step 1; training stopped before it reached the weights")
-    assert f"state saved in {tmp_path / 'run' / 'checkpoints'}; continue with: rlhf ppo" in line
+    # --resume would run into the same loss, so it is not offered.
+    assert line.endswith(f"; state saved in {tmp_path / 'run' / 'checkpoints'}")
     state = load_latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert state is not None
     assert (state.step, state.values["learner"]["policy_updates"]) == (0, 1)

@@ -22,7 +22,7 @@ from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.trainers.reward import ComparisonOrder, RewardInputs, RewardTrainer, run
 
-TIMES = ("time/step", "time/update", "time/eval")
+TIMES = ("time/step", "time/update", "time/eval", "perf/peak_memory_mib")
 WORDS = ("cat", "dog", "girl", "bird", "rain", "tree")
 
 

@@ -1,0 +1,52 @@
+"""What every training stage opens before its first step: run folder, newest checkpoint, metric logger.
+
+Owns the order of opening, and that rows of steps which the checkpoint does not know are dropped before they are written
+anew. What is trained, saved and said at the end is the stage's business.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rlhf.config import StageConfig
+from rlhf.runtime.metrics import MetricLogger, open_metric_logger
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """The surroundings of one training stage.
+
+    Attributes:
+        folder: Its run folder, locked.
+        metrics: Its logger.
+        checkpoint: Where to continue; None at a start, or where the run was interrupted before its first checkpoint.
+    """
+
+    folder: RunFolder
+    metrics: MetricLogger
+    checkpoint: TrainingState | None
+
+
+@contextmanager
+def open_training_run(config: StageConfig, *, resume: bool, stage: str, total_steps: int) -> Iterator[TrainingRun]:
+    """Creates `run_dir`, or with `resume` continues what is in it; closes everything with the context.
+
+    Args:
+        config: The stage's configuration.
+        resume: Continue instead of refusing a folder that holds a run.
+        stage: Name for the terminal and W&B.
+        total_steps: Steps of the whole run.
+
+    Raises:
+        ValueError: the folder holds a run already, holds none to continue, or holds one of another configuration.
+        CheckpointError: there are checkpoints, and none of them is intact.
+    """
+    resolved = config.model_dump(mode="json")
+    open_folder = RunFolder.resume if resume else RunFolder.create
+    with open_folder(config.run_dir, resolved) as folder:
+        checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
+        folder.truncate_after(checkpoint.step if checkpoint else -1)
+        with open_metric_logger(folder, config.tracking, resolved, stage=stage, total_steps=total_steps) as metrics:
+            yield TrainingRun(folder, metrics, checkpoint)
