@@ -4,6 +4,9 @@ config         model, precision, attention, adapters
 tokenization   chat template, special tokens, prompt rendering
 loading        backbone + tokenizer + adapters: the single way to load
 adapters       named adapters on one base: policy, critic, reward, reference
+attention      which attention implementation computes fastest
+shared_prefix  sequences with common beginnings -> one packed row; shared_prefix_attention: who attends to whom in it
+final_mlp      the last MLP, computed only where its output is read
 logprobs       hidden states -> token log-probs and entropy; the only next-token shift in the project
 causal         the trainable policy
 reference      the frozen reference

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from policies.checkpoint import load_metadata, save_adapter
 from policies.config import LoraTuning
+from policies.lora_linear import use_fast_products
 
 _SAMPLES_PER_TENSOR = 4096
 _PEFT_PREFIX = "base_model.model."
@@ -177,6 +178,14 @@ class AdapterSet:
         """Tensors of one adapter by PEFT's names; they share memory with the adapter."""
         return {key: parameter.detach() for key, parameter in self.parameters(name)}
 
+    def scalings(self, name: str) -> dict[str, float]:
+        """Factor of B A in each layer that carries the adapter, by the layer's path; alpha / rank in plain LoRA.
+
+        It stands in no tensor, so whoever copies only tensors loses it.
+        """
+        self._require(name)
+        return {path: float(layer.scaling[name]) for path, layer in self._layers if name in _adapters_of(layer)}
+
     @torch.no_grad()
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites the weights of one adapter.
@@ -263,6 +272,8 @@ class AdapterSet:
             parameter.requires_grad = id(parameter) in trains
         self._configs[name] = config
         self._layers = _lora_layers(self.model)
+        for _, layer in self._layers:
+            use_fast_products(layer)
         self._parameters[name] = [
             entry for path, layer in self._layers for entry in _named_parameters(path, layer, name)
         ]

@@ -30,19 +30,40 @@ class CausalPolicy:
 
     def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
         """(M, R) log-probabilities of the response tokens, nats, with gradients where they are enabled."""
-        return self._logprobs(batch, self.temperature, with_entropy=with_entropy)
+        return self.logprobs_of(self.states(batch), batch, with_entropy=with_entropy)
+
+    def states(self, batch: SequenceBatch) -> Tensor:
+        """(M, R, D) hidden states before each response token: what log-probs, and values on this trunk, are read from."""
+        with self.backbone.adapters.use(self.adapter):
+            return self.backbone.response_states(batch)
+
+    def logprobs_of(self, states: Tensor, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
+        """`logprobs` from the `states` of the same batch."""
+        return self._logprobs(states, batch, self.temperature, with_entropy=with_entropy)
 
     def text_nll(self, batch: SequenceBatch) -> Tensor:
         """(M, R) negative log-likelihood of text (`policies.sequences.pad_texts`) at temperature 1; 0 at padding."""
-        return -self._logprobs(batch, 1.0, with_entropy=False).logprobs
+        return -self._logprobs(self.states(batch), batch, 1.0, with_entropy=False).logprobs
 
-    def trainable(self) -> list[tuple[str, Parameter]]:
-        """What trains, with gradients let in: the adapter's parameters, or all of the model's."""
-        return self.backbone.trainable(self.adapter)
+    def trainable(self, *, has_masters: bool = False) -> list[tuple[str, Parameter]]:
+        """What trains, with gradients let in: the adapter's parameters, or all of the model's.
+
+        Args:
+            has_masters: see `Backbone.trainable`.
+        """
+        return self.backbone.trainable(self.adapter, has_masters=has_masters)
 
     def weights(self) -> dict[str, Tensor]:
         """What training changes, by names that do not depend on the adapter's own; shares memory with the model."""
         return self.backbone.weights(self.adapter)
+
+    def settings(self) -> dict[str, float]:
+        """Numbers beside the weights that decide a log-probability: temperature, and the adapter's scalings by layer.
+
+        Two policies with equal weights and equal settings on the same base are one policy.
+        """
+        scalings = {} if self.adapter is None else self.backbone.adapters.scalings(self.adapter)
+        return {"temperature": self.temperature} | {f"scaling of {path}": value for path, value in scalings.items()}
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites what `weights` returned.
@@ -52,18 +73,19 @@ class CausalPolicy:
         """
         self.backbone.load_weights(self.adapter, tensors)
 
-    def _logprobs(self, batch: SequenceBatch, temperature: float, *, with_entropy: bool) -> TokenLogprobs:
-        with self.backbone.adapters.use(self.adapter):
-            return token_logprobs(
-                self.backbone.response_states(batch),
-                batch,
-                self._output_layer,
-                temperature=temperature,
-                with_entropy=with_entropy,
-                chunk_tokens=chunk_tokens_for(self.backbone.vocabulary_size),
-            )
+    def _logprobs(
+        self, states: Tensor, batch: SequenceBatch, temperature: float, *, with_entropy: bool
+    ) -> TokenLogprobs:
+        return token_logprobs(
+            states,
+            batch,
+            self._output_layer,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            chunk_tokens=chunk_tokens_for(self.backbone.vocabulary_size),
+        )
 
     def _output_layer(self, states: Tensor) -> Tensor:
-        # Switched on here, too: chunks of it are recomputed during `backward`, after `_logprobs` has left its block.
+        # Here, because chunks of it are recomputed during `backward`, long after the caller has left its block.
         with self.backbone.adapters.use(self.adapter):
             return self.backbone.output_layer(states)

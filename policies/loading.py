@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Cache,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,6 +26,7 @@ from policies.adapters import AdapterSet, base_fingerprint, base_parameters, cop
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
 from policies.logprobs import response_states
 from policies.sequences import SequenceBatch
+from policies.packed_attention import PackedRows, UnsupportedAttentionError, packed_attention
 from policies.sources import resolve_source, unreachable
 from policies.tokenization import load_tokenizer
 
@@ -32,6 +34,7 @@ POLICY_ADAPTER = "policy"
 REFERENCE_ADAPTER = "reference"
 
 _PROBE_TOKENS = 8
+_PROBE_LENGTHS = (5, 8)
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +64,11 @@ class Backbone:
         self._body = model.base_model
         accepted = inspect.signature(self._body.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self._takes_settings = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         self._logit_factor, self._logit_cap = _logit_scaling(model.config)
         _require_vocabulary(model, tokenizer)
         self._require_same_logits()
+        self._packs_exactly = self._compare_packed()
 
     @property
     def hidden_size(self) -> int:
@@ -92,7 +97,12 @@ class Backbone:
         return base_fingerprint(self.model)
 
     def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Last hidden states of the body, without logits.
 
@@ -101,18 +111,42 @@ class Backbone:
             attention_mask: (M, T), True at real tokens; None for right-padded rows, where causal attention alone
                 keeps the padding away from every real token and the fastest attention kernels apply.
             position_ids: (M, T), needed for left-padded rows; None counts from 0.
+            cache: Keys and values of what came before; those of `input_ids` are added to it.
 
         Returns:
             (M, T, D) in the precision of the model; arbitrary at padding.
         """
-        positions = {"position_ids": position_ids} if self._takes_positions and position_ids is not None else {}
+        options: dict[str, Tensor | Cache] = {}
+        if self._takes_positions and position_ids is not None:
+            options["position_ids"] = position_ids
+        if cache is not None:
+            options["past_key_values"] = cache
         return self._body(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=cache is not None, **options
         ).last_hidden_state
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the layers compute no padding of right-padded rows (`policies.packed_attention`).
+
+        So it is where the architecture's attention is nothing but causal, `attention` is sdpa, and there is no
+        autocast, under which a layer's tensors differ in precision.
+        """
+        is_plain = self._attention == "sdpa" and not torch.is_autocast_enabled(self.device.type)
+        return self._packs_exactly and is_plain
+
+    def row_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """(M, T, D) last hidden states of right-padded rows, arbitrary at padding.
+
+        Args:
+            input_ids: (M, T).
+            mask: (M, T), True at real tokens.
+        """
+        return self._packed_states(input_ids, PackedRows.of(mask)) if self.packs_rows else self._padded(input_ids)
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """(M, R, D) hidden states that predict each response token of a right-padded batch."""
-        return response_states(self.hidden_states(batch.input_ids, None, batch.position_ids), batch)
+        return response_states(self.row_states(batch.input_ids, batch.attention_mask), batch)
 
     def output_layer(self, states: Tensor) -> Tensor:
         """(..., D) hidden states -> (..., V) logits, with the scaling and soft cap that the architecture applies."""
@@ -123,12 +157,15 @@ class Backbone:
             logits = torch.tanh(logits / self._logit_cap) * self._logit_cap
         return logits
 
-    def trainable(self, adapter: str | None, *, body_only: bool = False) -> list[tuple[str, Parameter]]:
+    def trainable(
+        self, adapter: str | None, *, body_only: bool = False, has_masters: bool = False
+    ) -> list[tuple[str, Parameter]]:
         """Lets gradients into one adapter, or into the model itself, and returns what trains.
 
         Args:
             adapter: name of the adapter; None trains the base weights.
             body_only: leaves an output layer with weights of its own frozen (a critic has no use for it).
+            has_masters: the caller's optimizer moves float32 copies, so the weights may be held in less.
 
         Raises:
             ValueError: if the base is to train beside adapters (it would change under them) or in less than float32
@@ -141,7 +178,7 @@ class Backbone:
                 f"model.tuning.kind=full: the model carries the adapters {list(self.adapters.names)}, which a changing "
                 "base would break; set model.tuning.kind=lora, or export (merge) the adapter first"
             )
-        if self.model.dtype != torch.float32:
+        if self.model.dtype != torch.float32 and not has_masters:
             raise ValueError(
                 f"model.dtype={self.model.dtype} cannot train in full; use float32, or model.tuning.kind=lora"
             )
@@ -168,12 +205,29 @@ class Backbone:
         else:
             copy_exactly(dict(self._base_parameters(body_only=body_only)), tensors, what="model weights")
 
+    @property
+    def _attention(self) -> str:
+        return cast(str, self.model.config.get_text_config(decoder=True)._attn_implementation)
+
+    def _padded(self, input_ids: Tensor) -> Tensor:
+        return self.hidden_states(input_ids, None, _positions(input_ids))
+
+    def _packed_states(self, input_ids: Tensor, rows: PackedRows) -> Tensor:
+        ids, positions = rows.pack(input_ids), rows.pack(_positions(input_ids))
+        with packed_attention(self.model):
+            packed = self._body(input_ids=ids, position_ids=positions, use_cache=False, packing=rows).last_hidden_state
+        return rows.unpack(packed)
+
     def _output_embeddings(self) -> nn.Module:
         # Asked for each time, because an adapter may have wrapped it.
         return cast(nn.Module, self.model.get_output_embeddings())
 
     def _base_parameters(self, *, body_only: bool) -> list[tuple[str, Parameter]]:
         return list(base_parameters(self._body if body_only else self.model))
+
+    @property
+    def _tolerance(self) -> float:
+        return 1e-4 if self.model.dtype == torch.float32 else 2e-2
 
     @torch.no_grad()
     def _require_same_logits(self) -> None:
@@ -182,12 +236,34 @@ class Backbone:
         received = self.output_layer(
             self.hidden_states(ids, None, torch.arange(_PROBE_TOKENS, device=self.device)[None])
         ).float()
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 2e-2
-        if not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
+        if not torch.allclose(received, expected, rtol=self._tolerance, atol=self._tolerance):
             raise ValueError(
                 f"model.path={self.model.name_or_path!r}: body and output layer of {type(self.model).__name__} differ "
                 f"from its logits by {float((received - expected).abs().max()):.2g}; this architecture is not supported"
             )
+
+
+    @torch.no_grad()
+    def _compare_packed(self) -> bool:
+        """Whether every layer keeps the rows of a packed batch apart, and gives the states of the padded one."""
+        if not (self._takes_positions and self._takes_settings and self._attention == "sdpa"):
+            return False
+        mask = torch.arange(_PROBE_TOKENS, device=self.device) < torch.tensor(_PROBE_LENGTHS, device=self.device)[:, None]
+        ids = torch.arange(mask.numel(), device=self.device).view(mask.shape) % self.vocabulary_size
+        rows = PackedRows.of(mask)
+        try:
+            received = self._packed_states(ids, rows)[mask].float()
+        except UnsupportedAttentionError as error:
+            logger.info("padding is computed: %s", error)
+            return False
+        expected = self._padded(ids)[mask].float()
+        is_everywhere = len(rows.layers) == self.model.config.get_text_config().num_hidden_layers
+        tolerance = self._tolerance * float(expected.abs().max())
+        return is_everywhere and torch.allclose(received, expected, rtol=0.0, atol=tolerance)
+
+
+def _positions(input_ids: Tensor) -> Tensor:
+    return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
 
 
 def load_backbone(config: ModelConfig, *, device: torch.device | str | None = None) -> Backbone:

@@ -59,7 +59,7 @@ class ReferencePolicy:
         Args:
             prompts: B arrays of ids.
             responses: B arrays of ids.
-            token_budget: padded tokens of one forward pass.
+            token_budget: tokens of one forward pass.
 
         Returns:
             B float32 arrays of (R,), nats, in the order of the input.
@@ -69,6 +69,7 @@ class ReferencePolicy:
             prompts,
             responses,
             token_budget=token_budget,
+            counts_padding=not self.backbone.packs_rows,
             pad_id=self.backbone.pad_id,
             device=self.backbone.device,
         )

@@ -81,15 +81,18 @@ def pad_texts(texts: Sequence[TokenIds], *, pad_id: int, device: torch.device | 
     return pad_sequences([text[:1] for text in texts], [text[1:] for text in texts], pad_id=pad_id, device=device)
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], token_budget: int, *, counts_padding: bool = True) -> list[list[int]]:
     """Groups indices so that the padded size `len(group) * max(lengths in group)` stays within a budget.
+
+    Without padding to count (`Backbone.packs_rows`) the size is `sum(lengths in group)`.
 
     Indices are taken longest first (equal lengths keep their order), so rows of one group are similar in length and the
     largest memory demand comes first. A sequence longer than the budget is a group of its own.
 
     Args:
         lengths: tokens of each sequence, prompt and response.
-        token_budget: padded tokens of one group.
+        token_budget: tokens of one group.
+        counts_padding: whether padding counts as tokens.
 
     Returns:
         Groups that hold each index exactly once.
@@ -100,11 +103,14 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     if token_budget < 1:
         raise ValueError(f"token_budget={token_budget} must be at least 1")
     groups: list[list[int]] = []
+    room = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= token_budget:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
+        size = lengths[groups[-1][0]] if groups and counts_padding else lengths[index]
+        if not groups or size > room:
+            groups.append([])
+            size, room = lengths[index], token_budget
+        groups[-1].append(index)
+        room -= size
     return groups
 
 
@@ -117,6 +123,7 @@ def evaluate_in_micro_batches(
     token_budget: int,
     pad_id: int,
     device: torch.device | str,
+    counts_padding: bool = True,
 ) -> list[NDArray[np.float32]]:
     """Per-token numbers of many sequences, in bounded memory and without gradients.
 
@@ -124,16 +131,17 @@ def evaluate_in_micro_batches(
         function: batch -> (M, R).
         prompts: B arrays of ids.
         responses: B arrays of ids.
-        token_budget: padded tokens of one call (see `micro_batches`).
+        token_budget: tokens of one call (see `micro_batches`).
         pad_id: id of the padding.
         device: where `function` wants its input.
+        counts_padding: whether padding counts as tokens (see `micro_batches`).
 
     Returns:
         B float32 arrays of (R,), padding removed, in the order of the input.
     """
     results: dict[int, NDArray[np.float32]] = {}
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    for group in micro_batches(lengths, token_budget):
+    for group in micro_batches(lengths, token_budget, counts_padding=counts_padding):
         batch = pad_sequences([prompts[i] for i in group], [responses[i] for i in group], pad_id=pad_id, device=device)
         values = function(batch).float().cpu().numpy()
         # Copies, because a row would keep the whole padded batch alive.

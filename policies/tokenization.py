@@ -32,23 +32,27 @@ PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = "<pad>", "<bos>", "<eos>"
 """Special tokens of a tokenizer trained here, ids 0, 1 and 2."""
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig, *, field: str = "model") -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with the config's special tokens and chat template set on it.
 
     An adapter folder without tokenizer files takes the tokenizer of its base.
+
+    Args:
+        config: The model, and the tokens that its tokenizer lacks or names otherwise.
+        field: Configuration section that errors name.
 
     Raises:
         ValueError: if there is no tokenizer, an override is not in the vocabulary, or pad or eos is missing.
     """
     tokenizer = _from_source(resolve_source(config.path))
-    for field in ("eos_token", "pad_token"):
-        override = getattr(config, field)
+    for name in ("eos_token", "pad_token"):
+        override = getattr(config, name)
         if override is not None:
-            _require_in_vocabulary(tokenizer, field, override)
-            setattr(tokenizer, field, override)
-        elif getattr(tokenizer, field) is None:
+            _require_in_vocabulary(tokenizer, f"{field}.{name}", override)
+            setattr(tokenizer, name, override)
+        elif getattr(tokenizer, name) is None:
             raise ValueError(
-                f"model.{field}: the tokenizer of {config.path!r} has none; set model.{field} to a token of its "
+                f"{field}.{name}: the tokenizer of {config.path!r} has none; set {field}.{name} to a token of its "
                 f"vocabulary ({_examples(tokenizer)})"
             )
     if config.chat_template is not None:
@@ -162,8 +166,7 @@ def _from_source(source: ModelSource) -> PreTrainedTokenizerBase:
 def _require_in_vocabulary(tokenizer: PreTrainedTokenizerBase, field: str, token: str) -> None:
     if token not in tokenizer.get_vocab():
         raise ValueError(
-            f"model.{field}={token!r} is not in the tokenizer's vocabulary; choose a token that is "
-            f"({_examples(tokenizer)})"
+            f"{field}={token!r} is not in the tokenizer's vocabulary; choose a token that is ({_examples(tokenizer)})"
         )
 
 

@@ -1,7 +1,7 @@
 """The critic: the expected score of a response, at each of its tokens.
 
-Owns the combination of a backbone (an adapter on a shared base, or a model of its own) with a scalar head. Returns,
-advantages and losses are computed elsewhere.
+Owns the combination of a backbone (the policy's trunk, an adapter on a shared base, or a model of its own) with a scalar
+head. Returns, advantages and losses are computed elsewhere.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,22 @@ _HEAD = "head."
 class ValueModel:
     """V_t = w . h_t + b, where h_t has seen everything before response token t."""
 
-    def __init__(self, backbone: Backbone, *, adapter: str | None, head: ScalarHead) -> None:
+    def __init__(
+        self, backbone: Backbone, *, adapter: str | None, head: ScalarHead, trains_body: bool = True
+    ) -> None:
         """A critic from its parts.
 
         Args:
-            backbone: model and adapters; shared with the policy only if `adapter` is given.
-            adapter: the critic's adapter; None means the backbone's own weights.
+            backbone: model and adapters.
+            adapter: what the head reads through; None means the backbone's own weights.
             head: moved to the backbone's device.
+            trains_body: False for a head on the policy's trunk (its adapter, or its weights): the trunk belongs to the
+                policy, which trains it on both losses, and this critic owns its head alone.
         """
         self.backbone = backbone
         self.adapter = adapter
         self.head = head.to(backbone.device)
+        self.trains_body = trains_body
 
     @classmethod
     def from_reward_adapter(
@@ -56,19 +61,32 @@ class ValueModel:
 
     def values(self, batch: SequenceBatch) -> Tensor:
         """(M, R) float32, reward units; 0 at padding; with gradients where they are enabled."""
+        return self.values_of(self.states(batch), batch)
+
+    def states(self, batch: SequenceBatch) -> Tensor:
+        """(M, R, D) hidden states before each response token."""
         with self.backbone.adapters.use(self.adapter):
-            states = self.backbone.response_states(batch)
+            return self.backbone.response_states(batch)
+
+    def values_of(self, states: Tensor, batch: SequenceBatch) -> Tensor:
+        """`values` from the `states` of the same batch: this critic's own, or the policy's where it owns the trunk."""
         return self.head(states).masked_fill(~batch.response_mask, 0.0)
 
-    def trainable(self) -> list[tuple[str, Parameter]]:
-        """What trains, with gradients let in: adapter (or body) and head."""
-        body = self.backbone.trainable(self.adapter, body_only=True)
+    def trainable(self, *, has_masters: bool = False) -> list[tuple[str, Parameter]]:
+        """What trains, with gradients let in: adapter (or body) and head, or the head alone.
+
+        Args:
+            has_masters: see `Backbone.trainable`.
+        """
+        body: list[tuple[str, Parameter]] = []
+        if self.trains_body:
+            body = self.backbone.trainable(self.adapter, body_only=True, has_masters=has_masters)
         self.head.requires_grad_(requires_grad=True)
         return body + [(_HEAD + name, parameter) for name, parameter in self.head.named_parameters()]
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors of adapter (or body) and head; they share memory with the model."""
-        body = self.backbone.weights(self.adapter, body_only=True)
+        """Tensors of what trains; they share memory with the model."""
+        body = self.backbone.weights(self.adapter, body_only=True) if self.trains_body else {}
         return body | {_HEAD + name: parameter.detach() for name, parameter in self.head.named_parameters()}
 
     @torch.no_grad()
@@ -81,4 +99,7 @@ class ValueModel:
         head = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
         body = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
         copy_exactly(dict(self.head.named_parameters()), head, what="value head")
-        self.backbone.load_weights(self.adapter, body, body_only=True)
+        if self.trains_body:
+            self.backbone.load_weights(self.adapter, body, body_only=True)
+        elif body:
+            raise ValueError(f"value head: the tensors do not fit; unknown {sorted(body)[:3]}")

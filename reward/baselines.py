@@ -1,9 +1,10 @@
 """What a learned reward model must beat: length, bag-of-words Bradley-Terry, unigram naive Bayes.
 
-Owns the trivial models (scikit-learn) and their training on comparisons or labelled texts. Accuracy and interval are
-`reward.evaluation`.
+Owns the trivial models (scikit-learn) and their training on comparisons or labelled texts. Accuracy, interval and the
+lead of one model over another are `reward.evaluation`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,42 +14,42 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 
-from reward.evaluation import PairEvaluation, evaluate_scores
+from reward.evaluation import evaluate_scores
+from reward.length_bias import word_counts
 from reward.preferences import Comparison
 
 Array = NDArray[np.float64]
 TextScorer = Callable[[Sequence[str]], Array]
 """Responses -> (B,) scores."""
 
+_WORD = r"(?u)\b\w+\b"
 
-def evaluate_baselines(
-    train: Sequence[Comparison], held_out: Sequence[Comparison], *, seed: int = 0
-) -> dict[str, PairEvaluation]:
-    """Each trivial model trained on `train` and measured on `held_out`, by name. They see responses, not prompts."""
+
+def baseline_scores(train: Sequence[Comparison], held_out: Sequence[Comparison]) -> dict[str, Array]:
+    """(S,) scores of the held-out responses by each trivial model, trained on `train`. They see no prompts."""
     responses = [response for comparison in held_out for response in comparison.responses]
     scorers = {
         "length": length_scorer(train),
         "bag_of_words": bag_of_words_scorer(train),
         "naive_bayes": naive_bayes_scorer(*_as_labelled(train)),
     }
-    return {name: evaluate_scores(held_out, scorer(responses), seed=seed) for name, scorer in scorers.items()}
+    return {name: scorer(responses) for name, scorer in scorers.items()}
 
 
 def length_scorer(train: Sequence[Comparison]) -> TextScorer:
     """Number of words, or its negative where the shorter response wins more often in training."""
-
-    def words(texts: Sequence[str]) -> Array:
-        return np.array([len(text.split()) for text in texts], dtype=np.float64)
-
     texts = [response for comparison in train for response in comparison.responses]
-    sign = 1.0 if evaluate_scores(train, words(texts), resamples=1).accuracy >= 0.5 else -1.0
-    return lambda responses: sign * words(responses)
+    sign = 1.0 if evaluate_scores(train, word_counts(texts)).accuracy >= 0.5 else -1.0
+    return lambda responses: sign * word_counts(responses)
 
 
 def bag_of_words_scorer(train: Sequence[Comparison]) -> TextScorer:
     """Score w . counts(response), with w from Bradley-Terry: logistic regression on count differences, default L2."""
-    vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
-    counts: Any = vectorizer.fit_transform([response for comparison in train for response in comparison.responses])
+    texts = [response for comparison in train for response in comparison.responses]
+    if not _have_words(texts):
+        return _constant
+    vectorizer = CountVectorizer(token_pattern=_WORD)
+    counts: Any = vectorizer.fit_transform(texts)
     winners, losers, weights = _pair_rows(train)
     # Every pair stands there in both directions, because a classifier wants to see both classes.
     differences = counts[winners + losers] - counts[losers + winners]
@@ -59,7 +60,9 @@ def bag_of_words_scorer(train: Sequence[Comparison]) -> TextScorer:
 
 def naive_bayes_scorer(texts: Sequence[str], preferred: Sequence[bool]) -> TextScorer:
     """Log-odds log P(preferred | words) - log P(not preferred | words) of a unigram naive Bayes, add-one smoothing."""
-    vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
+    if not _have_words(texts):
+        return _constant
+    vectorizer = CountVectorizer(token_pattern=_WORD)
     model = MultinomialNB().fit(vectorizer.fit_transform(texts), np.asarray(preferred, dtype=np.int64))
 
     def score(responses: Sequence[str]) -> Array:
@@ -67,6 +70,16 @@ def naive_bayes_scorer(texts: Sequence[str], preferred: Sequence[bool]) -> TextS
         return joint[:, 1] - joint[:, 0]
 
     return score
+
+
+def _have_words(texts: Sequence[str]) -> bool:
+    """Whether there is anything to count: responses may be signs and symbols only."""
+    return any(re.search(_WORD, text) for text in texts)
+
+
+def _constant(responses: Sequence[str]) -> Array:
+    """What is known from no words: all responses are alike."""
+    return np.zeros(len(responses))
 
 
 def _as_labelled(comparisons: Sequence[Comparison]) -> tuple[list[str], list[bool]]:

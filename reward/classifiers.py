@@ -7,6 +7,7 @@ trained folder holds, is `reward.model`.
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,7 +20,8 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.utils import load_peft_weights
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -30,12 +32,28 @@ from policies.sources import unreachable
 
 Classifier = PreTrainedModel | PeftModel
 
+_SAVED_BY_PEFT = ("classifier", "score")
+"""Names of heads that PEFT itself saves in full with a classification adapter."""
+
 logger = logging.getLogger(__name__)
 
 
-def load_classifier(
-    path: str, *, dtype: str, attention: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, bool]:
+@dataclass(frozen=True, slots=True)
+class LoadedClassifier:
+    """A sequence classifier with one output, and what its files did not hold.
+
+    Attributes:
+        model: The classifier.
+        has_new_head: Its head starts at random: it was absent, or of another size.
+        missing: Names of weights of its backbone that start at random.
+    """
+
+    model: PreTrainedModel
+    has_new_head: bool
+    missing: tuple[str, ...]
+
+
+def load_classifier(path: str, *, dtype: str, attention: str, tokenizer: PreTrainedTokenizerBase) -> LoadedClassifier:
     """The model with one output, padding as its tokenizer does.
 
     Args:
@@ -44,9 +62,6 @@ def load_classifier(
         attention: Attention implementation; "sdpa" means the best that the architecture has as a classifier (some have
             it as a language model only).
         tokenizer: The one that belongs to it.
-
-    Returns:
-        The model, and whether its head is new: absent from the files, or of another size.
 
     Raises:
         ValueError: if transformers cannot load it as a sequence classifier.
@@ -64,10 +79,8 @@ def load_classifier(
         raise unreachable(path, error) from error
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     new = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
-    of_body = sorted(name for name in new if name.startswith(f"{model.base_model_prefix}."))
-    if of_body:
-        logger.warning("%s lacks weights, which start at random: %s", path, ", ".join(of_body[:4]))
-    return model, len(new) > len(of_body)
+    of_body = tuple(sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")))
+    return LoadedClassifier(model, has_new_head=len(new) > len(of_body), missing=of_body)
 
 
 def is_decoder(classifier: PreTrainedModel) -> bool:
@@ -89,19 +102,67 @@ def initialise_head(classifier: PreTrainedModel, *, seed: int) -> None:
         layer.bias.data.zero_()
 
 
-def with_tuning(classifier: PreTrainedModel, config: ModelConfig, *, adapter: str | None) -> Classifier:
+def score_in_float32(classifier: PreTrainedModel) -> None:
+    """Lets the last layer of the head compute in float32, under autocast and on a backbone of less precision too.
+
+    The loss is a function of score differences, of which three digits of bfloat16 would leave little.
+    """
+    for module in _head_modules(classifier):
+        if isinstance(module, nn.Linear) and module.out_features == 1:
+            module.register_forward_hook(_linear_in_float32)
+
+
+def require_complete(loaded: LoadedClassifier, path: str) -> None:
+    """Refuses a trained classifier of which weights are missing: its scores would be another's at each load.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if loaded.has_new_head:
+        raise ValueError(f"reward model {path!r} has no trained head with one output; train one with `rlhf reward`")
+    if loaded.missing:
+        raise ValueError(
+            f"reward model {path!r} lacks weights of its backbone ({_listed(loaded.missing)}); restore its files, or "
+            "train it again with `rlhf reward`"
+        )
+
+
+def require_head(adapter: str, loaded: LoadedClassifier) -> None:
+    """Refuses an adapter without the head of its classifier, unless the base has a trained one.
+
+    Raises:
+        ValueError: a part of the head is in neither.
+    """
+    saved = load_peft_weights(adapter, device="cpu") if loaded.has_new_head else {}
+    absent = [name for name in _head_names(loaded.model) if not any(f".{name}." in key for key in saved)]
+    if loaded.has_new_head and absent:
+        raise ValueError(
+            f"reward model {adapter!r}: the adapter was saved without its head ({absent[0]}), so its scores are lost; "
+            f"train it again, with modules_to_save={absent} in PEFT's configuration"
+        )
+
+
+def with_tuning(loaded: LoadedClassifier, config: ModelConfig, *, adapter: str | None) -> Classifier:
     """What trains: all weights, or LoRA and the head.
 
     Args:
-        classifier: from `load_classifier`.
+        loaded: from `load_classifier`.
         config: what trains.
         adapter: folder of an adapter on the same base that LoRA starts from; its rank and alpha then stay.
 
     Raises:
         ValueError: if the combination of tuning, precision and adapter cannot train.
     """
+    classifier = loaded.model
     if isinstance(config.tuning, LoraTuning):
+        if loaded.missing:
+            raise ValueError(
+                f"model.tuning.kind=lora: {config.path!r} lacks weights of the backbone ({_listed(loaded.missing)}), "
+                "and the adapter's folder would lack them, too; set model.tuning.kind=full, or take a whole checkpoint"
+            )
         return _with_lora(classifier, config.tuning, adapter)
+    if loaded.missing:
+        logger.warning("%s lacks weights, which start at random: %s", config.path, _listed(loaded.missing))
     if adapter is not None:
         raise ValueError(
             "model.tuning.kind=full: model.path holds an adapter, and full tuning would leave it out; set "
@@ -152,6 +213,7 @@ def _new_shape(classifier: PreTrainedModel, tuning: LoraTuning) -> LoraConfig:
         r=tuning.rank,
         lora_alpha=cast(int, tuning.alpha),  # Annotated int, but only ever divided by the rank.
         target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=_rest_of_head(classifier),
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in classifier.modules()),
     )
@@ -164,6 +226,7 @@ def _shape_of(adapter: str, classifier: PreTrainedModel) -> LoraConfig:
     if not isinstance(config, LoraConfig):
         raise ValueError(f"model.path={adapter!r}: an adapter of type {config.peft_type}; only LORA is supported")
     config.task_type, config.inference_mode, config.lora_dropout = TaskType.SEQ_CLS, False, 0.0
+    config.modules_to_save = [*(config.modules_to_save or ()), *(_rest_of_head(classifier) or ())] or None
     logger.info("the reward model starts from the adapter of model.path; its rank and alpha stay")
     return config
 
@@ -178,6 +241,33 @@ def _load_adapter(model: PeftModel, adapter: str) -> None:
             "merge it with `rlhf export` first"
         )
     set_peft_model_state_dict(model, {**own, **loaded})
+
+
+def _linear_in_float32(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    """A forward hook: what the layer would have returned, computed again (one output a sequence costs nothing)."""
+    linear, states = cast(nn.Linear, layer), inputs[0].float()
+    with torch.autocast(states.device.type, enabled=False):
+        bias = None if linear.bias is None else linear.bias.float()
+        return functional.linear(states, linear.weight.float(), bias)
+
+
+def _rest_of_head(classifier: PreTrainedModel) -> list[str] | None:
+    """Parts of the head that PEFT leaves out: layers before the last one, such as ModernBERT's `head`.
+
+    No checkpoint of a language model holds them. They start at random, and an adapter without them is worthless.
+    """
+    return [name for name in _head_names(classifier) if name not in _SAVED_BY_PEFT] or None
+
+
+def _head_names(classifier: PreTrainedModel) -> list[str]:
+    """Parts of the classifier beside its body that have weights."""
+    with_weights = {name.partition(".")[0] for name, _ in classifier.named_parameters()}
+    children = classifier.named_children()
+    return [name for name, child in children if name in with_weights and child is not classifier.base_model]
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _head_modules(classifier: PreTrainedModel) -> Iterator[nn.Module]:

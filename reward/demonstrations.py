@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
-from reward.encoding import ExchangeEncoder, TokenIds, require_length
-from reward.row_fields import OnBadRow, Row, RowReader, prompt_renderer, read_field, read_prompt, read_response
+from reward.encoding import ExchangeEncoder, TokenIds, prompt_renderer, require_length
+from reward.row_fields import OnBadRow, Row, RowReader, read_field, read_prompt, read_response
 
 
 def encode_demonstrations(

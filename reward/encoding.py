@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from policies.tokenization import encode_completion, encode_prompt
-from reward.row_fields import BadRowError
+from policies.tokenization import encode_completion, encode_prompt, render_prompt
+from reward.row_fields import BadRowError, RenderPrompt
 
 TokenIds = NDArray[np.int32]
 
@@ -42,6 +42,11 @@ class ExchangeEncoder:
         opening = self._opening if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int32)
         closing = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
         return np.concatenate([opening, np.asarray(response_ids[:length], dtype=np.int32), closing])
+
+
+def prompt_renderer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> RenderPrompt:
+    """Prompt as written -> text: text stays as it is, messages go through the chat template."""
+    return lambda prompt: render_prompt(prompt, tokenizer, chat_template=chat_template)
 
 
 def require_length(ids: TokenIds, max_tokens: int) -> None:

@@ -7,9 +7,11 @@ backbones is `reward.classifiers`; turning requests into token ids is `reward.sc
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -17,9 +19,13 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policies.adapters import base_fingerprint, copy_exactly
+from policies.attention import attention_implementation, trains_faster_unfused
 from policies.checkpoint import METADATA_FILE, atomic_folder
 from policies.config import ModelConfig
+from policies.final_mlp import computed_only_at, final_mlp
 from policies.loading import resolve_device
+from policies.shared_prefix import SharedPrefixBatch, pack_groups
+from policies.shared_prefix_attention import shared_prefix_attention, supports_shared_prefix
 from policies.sources import resolve_source
 from policies.tokenization import load_tokenizer, tokenizer_fingerprint
 from reward.classifiers import (
@@ -27,7 +33,10 @@ from reward.classifiers import (
     initialise_head,
     is_decoder,
     load_classifier,
+    require_complete,
+    require_head,
     require_same_base,
+    score_in_float32,
     with_tuning,
 )
 from reward.normalization import Normalizer
@@ -45,6 +54,7 @@ class RewardModel:
     Attributes:
         tokenizer: Its tokenizer.
         device: Where the model lives.
+        shares_prefixes: Whether `raw_group_scores` works, and exactly: it was tried.
     """
 
     def __init__(self, model: Classifier, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -55,10 +65,14 @@ class RewardModel:
         """
         self._model = model.eval()
         self._classifier = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        self._body = cast(PreTrainedModel, self._classifier.base_model)
         self.tokenizer = tokenizer
         self.device = self._classifier.device
         self._reads_last_token = is_decoder(self._classifier)
+        self._final_mlp = final_mlp(self._body) if self._reads_last_token else None
+        score_in_float32(self._classifier)
         self._require_same_scores()
+        self.shares_prefixes = self._can_share_prefixes()
 
     @classmethod
     def new(cls, config: ModelConfig, *, seed: int) -> "RewardModel":
@@ -79,30 +93,44 @@ class RewardModel:
         _require_distinct_pad(tokenizer, config.path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            classifier, has_new_head = load_classifier(
-                source.base, dtype=config.dtype, attention=config.attention, tokenizer=tokenizer
-            )
-            if has_new_head:
-                initialise_head(classifier, seed=seed)
-            model = with_tuning(classifier, config, adapter=source.adapter)
+            loaded = load_classifier(source.base, dtype=config.dtype, attention=config.attention, tokenizer=tokenizer)
+            if loaded.has_new_head:
+                initialise_head(loaded.model, seed=seed)
+            model = with_tuning(loaded, config, adapter=source.adapter)
         return cls(cast(Any, model).to(resolve_device(config.device)), tokenizer)
 
     @classmethod
-    def from_folder(cls, path: str, *, device: str = "auto", dtype: str = "float32") -> "RewardModel":
+    def from_folder(
+        cls,
+        path: str,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+    ) -> "RewardModel":
         """A trained reward model: a folder that `save` wrote, or any classifier with one label.
+
+        Args:
+            path: Folder or hub name of a classifier, or of an adapter with its head.
+            device: Device; "auto" takes the GPU that the process sees, else the CPU.
+            dtype: Precision of the backbone's weights.
+            eos_token: Overrides the tokenizer's end-of-sequence token; None keeps it.
+            pad_token: Overrides the tokenizer's padding token; None keeps it.
 
         Raises:
             ValueError: if it has no trained head with one output, or its adapter was trained on another base.
         """
         source = resolve_source(path)
-        tokenizer = load_tokenizer(ModelConfig(path=path))
-        model: Classifier
-        model, has_new_head = load_classifier(source.base, dtype=dtype, attention="sdpa", tokenizer=tokenizer)
-        if source.adapter is not None:
-            require_same_base(source.adapter, model)
-            model = PeftModel.from_pretrained(model, source.adapter)
-        elif has_new_head:
-            raise ValueError(f"reward model {path!r} has no trained head with one output; train one with `rlhf reward`")
+        tokenizer = load_tokenizer(ModelConfig(path=path, eos_token=eos_token, pad_token=pad_token), field="reward")
+        loaded = load_classifier(source.base, dtype=dtype, attention="sdpa", tokenizer=tokenizer)
+        model: Classifier = loaded.model
+        if source.adapter is None:
+            require_complete(loaded, path)
+        else:
+            require_same_base(source.adapter, loaded.model)
+            require_head(source.adapter, loaded)
+            model = PeftModel.from_pretrained(loaded.model, source.adapter)
         return cls(cast(Any, model).to(resolve_device(device)), tokenizer)
 
     @property
@@ -130,11 +158,34 @@ class RewardModel:
         """
         if not self._reads_last_token:
             return self._classifier(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
+        read = last_tokens(read_mask(input_ids, attention_mask, self.tokenizer))
         # No token of a decoder sees the padding on its right, and without a mask the fastest kernels apply.
-        hidden = self._classifier.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self._scores_at(read + torch.arange(len(read), device=read.device) * input_ids.shape[1], input_ids)
+
+    def raw_group_scores(self, batch: SharedPrefixBatch) -> Tensor:
+        """Scores before normalisation of S sequences whose groups' common beginnings are read once.
+
+        Returns:
+            (S,) float32, with gradients where they are enabled; equal to `raw_scores` of the sequences.
+        """
+        assert self.shares_prefixes, "score the sequences with raw_scores"
+        with shared_prefix_attention(self._classifier, batch):
+            return self._scores_at(batch.last_index, batch.input_ids, position_ids=batch.position_ids)
+
+    def _scores_at(self, tokens: Tensor, input_ids: Tensor, **positions: Tensor) -> Tensor:
+        """(S,) scores at places in the (M * T) tokens of a decoder's input."""
+        with computed_only_at(self._final_mlp, tokens):
+            hidden = self._body(input_ids=input_ids, use_cache=False, **positions).last_hidden_state
         head = cast(nn.Module, self._classifier.score)
-        last = last_states(hidden, attention_mask).to(next(head.parameters()).dtype)
-        return head(last).squeeze(-1).float()
+        states = hidden.flatten(0, 1)[tokens]
+        return head(states.to(next(head.parameters()).dtype)).squeeze(-1).float()
+
+    def attention_for(self, tokens: int) -> AbstractContextManager[None]:
+        """A context in which padded rows of up to so many tokens train fastest, in the precision in force."""
+        is_reduced = torch.is_autocast_enabled(self.device.type)
+        dtype = torch.get_autocast_dtype(self.device.type) if is_reduced else self._classifier.dtype
+        is_faster = trains_faster_unfused(self.device, dtype, tokens)
+        return attention_implementation(self._classifier, "eager" if is_faster else None)
 
     def trainable(self) -> list[tuple[str, Parameter]]:
         """Named parameters that train."""
@@ -183,18 +234,53 @@ class RewardModel:
         mask = torch.arange(len(ids), device=self.device) < torch.tensor(_PROBE_LENGTHS, device=self.device)[:, None]
         received = self.raw_scores(padded, mask)
         tolerance = 3e-2 if reduced else 1e-4
-        if pad != eos and not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
+        if not torch.allclose(received, expected, rtol=tolerance, atol=tolerance):
             gap = float((received - expected).abs().max())
             raise ValueError(
                 f"model.path={self._classifier.name_or_path!r}: padding changes the scores of "
                 f"{type(self._classifier).__name__} by {gap:.2g}; this architecture is not supported"
             )
 
+    @torch.no_grad()
+    def _can_share_prefixes(self) -> bool:
+        """Whether two short groups get the scores that their sequences have on their own."""
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        if not self._reads_last_token or pad == eos or not supports_shared_prefix(self._classifier):
+            return False
+        ids = [i for i in range(12) if i not in (pad, eos)]
+        groups = [[[*ids[:3], ids[4], eos], [*ids[:3], eos]], [[*ids[5:7], eos], [ids[5], *ids[7:9], eos]]]
+        packed = pack_groups([[np.array(sequence) for sequence in group] for group in groups], self.device)
+        alone = [torch.tensor([sequence], device=self.device) for group in groups for sequence in group]
+        expected = torch.cat([self.raw_scores(row, torch.ones_like(row, dtype=torch.bool)) for row in alone])
+        self.shares_prefixes = True
+        received = self.raw_group_scores(packed)
+        tolerance = 3e-2 if self._classifier.dtype != torch.float32 else 1e-4
+        return torch.allclose(received, expected, rtol=tolerance, atol=tolerance)
 
-def last_states(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """(M, T, D) states and (M, T) mask of right-padded rows -> (M, D), the state at each row's last real token."""
-    last = attention_mask.long().sum(dim=1) - 1
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+def read_mask(input_ids: Tensor, attention_mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """(M, T) ids and mask of right-padded rows -> (M, T) mask of the tokens up to the one that is read.
+
+    That is the last real token. Where end of sequence pads too, transformers cannot tell them apart and reads the last
+    token that is neither, and so did whoever trained such a model (TRL does, where a tokenizer has no padding token).
+    """
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return attention_mask
+    others = attention_mask & (input_ids != tokenizer.pad_token_id)
+    return others.flip(1).cumsum(1).flip(1) > 0
+
+
+def last_states(hidden: Tensor, mask: Tensor) -> Tensor:
+    """(M, T, D) states and (M, T) mask of right-padded rows -> (M, D), the state at each row's last token in the mask.
+
+    A row without any gives its first state.
+    """
+    return hidden[torch.arange(len(hidden), device=hidden.device), last_tokens(mask)]
+
+
+def last_tokens(mask: Tensor) -> Tensor:
+    """(M, T) mask of right-padded rows -> (M,) long, column of the last token in the mask, 0 where there is none."""
+    return (mask.long().sum(dim=1) - 1).clamp(min=0)
 
 
 def _require_distinct_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -14,22 +14,23 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from reward.config import LabelledTextFormat, PairsFormat, PreferenceFormat
+from reward.encoding import prompt_renderer
+from reward.label_strength import read_margin, read_strengths, read_weight, read_win_probability
 from reward.row_fields import (
     BadRowError,
     OnBadRow,
+    Ranking,
     RenderPrompt,
     Row,
     RowReader,
     is_list,
     is_messages,
-    prompt_renderer,
     read_field,
+    read_groups,
     read_prompt,
     read_response,
     shortened,
 )
-
-Ranking = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,31 @@ class Comparison:
         responses: K texts, K >= 2.
         ranking: Groups of indices into `responses`, best first; ties share a group. At least two groups.
         source: Data and row, for messages.
+        origin: Value of the row's `source` column, for accuracy by source; None without one.
+        weight: Say of this comparison beside the others.
+        strengths: K numbers, how good each response is by the labels (log-odds, points, ...); None where only the order
+            is known. The difference of two is the margin of their pair.
+        win_probability: Probability that the better response of a pair wins, above 0.5; 1 is a certain label.
     """
 
     prompt: str
     responses: tuple[str, ...]
     ranking: Ranking
     source: str
+    origin: str | None = None
+    weight: float = 1.0
+    strengths: tuple[float, ...] | None = None
+    win_probability: float = 1.0
 
     def pairs(self) -> list[tuple[int, int]]:
         """(winner, loser) of every pair that is not a tie."""
         return [
             (winner, loser) for better, worse in combinations(self.ranking, 2) for winner in better for loser in worse
         ]
+
+    def ties(self) -> list[tuple[int, int]]:
+        """Every pair that is a tie, in no order of merit."""
+        return [pair for group in self.ranking for pair in combinations(group, 2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +174,16 @@ def _read_pair(row: Row, place: str, render: RenderPrompt) -> Comparison:
     responses = (read_response(chosen, "chosen"), read_response(rejected, "rejected"))
     if responses[0] == responses[1]:
         raise BadRowError("fields 'chosen' and 'rejected' are identical; they must differ: correct or remove the row")
-    return Comparison(prompt, responses, ((0,), (1,)), place)
+    return Comparison(
+        prompt,
+        responses,
+        ((0,), (1,)),
+        place,
+        origin=_read_origin(row),
+        weight=read_weight(row),
+        strengths=read_margin(row),
+        win_probability=read_win_probability(row),
+    )
 
 
 def _split_common_turns(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]]:
@@ -184,25 +207,25 @@ def _read_ranking(row: Row, place: str, render: RenderPrompt) -> Comparison:
         read_response(item["text"] if isinstance(item, Mapping) and "text" in item else item, f"responses[{index}]")
         for index, item in enumerate(cast(Sequence[Any], written))
     )
-    ranking = _read_groups(read_field(row, "ranking"), len(texts))
-    comparison = Comparison(read_prompt(row, render), texts, ranking, place)
+    ranking = read_groups(read_field(row, "ranking"), len(texts))
+    if len(ranking) < 2:
+        raise BadRowError("field 'ranking' ties all responses, which says nothing; at least 2 groups are needed")
+    comparison = Comparison(
+        read_prompt(row, render),
+        texts,
+        ranking,
+        place,
+        origin=_read_origin(row),
+        weight=read_weight(row),
+        strengths=read_strengths(row, written),
+    )
     for winner, loser in comparison.pairs():
         if texts[winner] == texts[loser]:
             raise BadRowError(f"responses {winner} and {loser} are identical but ranked apart; tie them, or remove one")
     return comparison
 
 
-def _read_groups(ranking: Any, count: int) -> Ranking:
-    """Groups of indices, best first; a bare index is a group of its own."""
-    if not is_list(ranking):
-        raise BadRowError(f"field 'ranking' is {shortened(ranking)}; a list of groups of indices is needed: rewrite it")
-    groups = tuple(tuple(group) if is_list(group) else (group,) for group in ranking)
-    indices = [index for group in groups for index in group]
-    if any(type(index) is not int for index in indices) or sorted(indices) != list(range(count)):
-        raise BadRowError(
-            f"field 'ranking' is {shortened(ranking)}; it must hold each of 0..{count - 1} exactly once: correct it"
-        )
-    groups = tuple(group for group in groups if group)
-    if len(groups) < 2:
-        raise BadRowError("field 'ranking' ties all responses, which says nothing; at least 2 groups are needed")
-    return groups
+def _read_origin(row: Row) -> str | None:
+    """Where a row says that it came from: the text or number of its optional column `source`."""
+    source = row.get("source")
+    return str(source) if isinstance(source, str | int) and str(source).strip() else None

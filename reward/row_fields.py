@@ -1,18 +1,15 @@
 """One field of a data row at a time: present, of the right shape, or a message that says what is wrong and what to do.
 
 Owns the sorting of good and bad rows, and the fields that several formats share: prompts and responses, as text or as
-messages. Which fields a format has is `reward.preferences`.
+messages, and rankings. Which fields a format has is `reward.preferences` and `reward.rankings`. Imports nothing heavy.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
-from policies.tokenization import render_prompt
-
 T = TypeVar("T")
 Row = Mapping[str, Any]
+Ranking = tuple[tuple[int, ...], ...]
 OnBadRow = Literal["error", "skip"]
 RenderPrompt = Callable[[str | Sequence[Mapping[str, Any]]], str]
 
@@ -73,11 +70,6 @@ class RowReader:
             raise ValueError(f"{self.source}: no usable row ({len(self.skipped)} bad rows{first}); check the file")
 
 
-def prompt_renderer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> RenderPrompt:
-    """Prompt as written -> text: text stays as it is, messages go through the chat template."""
-    return lambda prompt: render_prompt(prompt, tokenizer, chat_template=chat_template)
-
-
 def read_field(row: Row, name: str) -> Any:
     """The value of a field.
 
@@ -123,6 +115,23 @@ def read_response(response: Any, name: str, *, may_be_empty: bool = False) -> st
     if not response.strip() and not may_be_empty:
         raise BadRowError(f"field {name!r} is empty; a response needs text: fill it or remove the row")
     return response
+
+
+def read_groups(ranking: Any, count: int) -> Ranking:
+    """A ranking of `count` responses: groups of indices, best first; a bare index is a group of its own.
+
+    Raises:
+        BadRowError: it is no list, or an index is repeated, left out or unknown.
+    """
+    if not is_list(ranking):
+        raise BadRowError(f"field 'ranking' is {shortened(ranking)}; a list of groups of indices is needed: rewrite it")
+    groups = tuple(tuple(group) if is_list(group) else (group,) for group in ranking)
+    indices = [index for group in groups for index in group]
+    if any(type(index) is not int for index in indices) or sorted(indices) != list(range(count)):
+        raise BadRowError(
+            f"field 'ranking' is {shortened(ranking)}; it must hold each of 0..{count - 1} exactly once: correct it"
+        )
+    return tuple(group for group in groups if group)
 
 
 def is_list(value: object) -> bool:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from policies.sequences import micro_batches, pad_texts
 from policies.tokenization import tokenizer_fingerprint
-from reward.config import ModelSource
+from reward.config import LearnedModelConfig
 from reward.encoding import ExchangeEncoder, TokenIds
 from reward.interface import RewardFailure, RewardOutput, RewardRequest, Scores
 from reward.normalization import Normalizer
@@ -79,7 +79,7 @@ class LearnedReward:
         self,
         scorer: SequenceScorer,
         normalizer: Normalizer,
-        source: ModelSource,
+        source: LearnedModelConfig,
         *,
         policy_fingerprint: str | None = None,
     ) -> None:

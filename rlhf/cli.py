@@ -7,6 +7,7 @@ is `exit_status`.
 
 import argparse
 import difflib
+import json
 import os
 import shlex
 import sys
@@ -103,6 +104,10 @@ def _refuse_unknown_options(unknown: list[str], parser: _Parser) -> None:
 
 def _split_words(stage: Stage, words: list[str]) -> tuple[Path | None, tuple[str, ...]]:
     """The config file, where the first word is one, and the overrides."""
+    if stage.words is not None:
+        named = [word for word in words if "=" not in word or Path(word).exists()]
+        listed = (f"{stage.words}={json.dumps(named)}",) if named else ()
+        return None, (*listed, *(word for word in words if word not in named))
     has_config = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
     if not has_config and stage.needs_config:
         raise UsageError(

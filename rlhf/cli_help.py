@@ -44,6 +44,7 @@ def overview(stages: Iterable[Stage]) -> list[str]:
 def stage_help(stage: Stage) -> list[str]:
     """Text of `rlhf STAGE --help`."""
     config = "CONFIG" if stage.needs_config else "[CONFIG]"
+    config = config if stage.words is None else f"{stage.words[:-1].upper()} ..."
     options = {name: text for name, text in OPTIONS.items() if stage.is_resumable or name != "--resume"}
     return [
         f"rlhf {stage.name}: {stage.summary}.",

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from policies.config import ArchitectureConfig, LoraTuning, ModelConfig, StrictModel
 from reward.config import PairsFormat, PreferenceFormat, RewardSource
-from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, TrackingConfig
+from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement, TrackingConfig
 from rollout.config import RolloutConfig, SamplingConfig
 
 
@@ -151,6 +151,34 @@ class RewardDataConfig(DataConfig):
     Null takes the preferred responses of the held-out split."""
 
 
+class PairwiseLogisticLoss(StrictModel):
+    """-log sigmoid of each score difference, mean over the pairs of a prompt (Ouyang et al. 2022, equation 1)."""
+
+    kind: Literal["pairwise_logistic"] = "pairwise_logistic"
+    """Tag of this variant."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a label is wrong."""
+    ties: Literal["ignored", "half"] = "ignored"
+    """`half` adds each tie as a pair that either wins with probability 0.5; `ignored` leaves ties out."""
+    margin_coefficient: float = Field(default=0.0, ge=0)
+    """Score units by which a winner should lead, for each unit of label strength (`margin` of a pair; `strengths`, or
+    the `score` of responses, of a ranking). 0 leaves strengths out."""
+    centering_coefficient: float = Field(default=0.0, ge=0)
+    """Factor of (twice the mean score of a prompt)^2, which keeps scores around 0 (Eisenstein et al. 2023)."""
+
+
+class PlackettLuceLoss(StrictModel):
+    """-log probability of the ranking as a series of choices, mean over the choices of a prompt (Xia et al. 2008)."""
+
+    kind: Literal["plackett_luce"] = "plackett_luce"
+    """Tag of this variant."""
+    centering_coefficient: float = Field(default=0.0, ge=0)
+    """Factor of (twice the mean score of a prompt)^2, which keeps scores around 0."""
+
+
+PreferenceLoss = Annotated[PairwiseLogisticLoss | PlackettLuceLoss, Field(discriminator="kind")]
+
+
 class RewardConfig(StageConfig):
     """`rlhf reward`: a reward model from ranked responses."""
 
@@ -158,20 +186,56 @@ class RewardConfig(StageConfig):
     """Backbone: any model that transformers loads for sequence classification, encoders included."""
     data: RewardDataConfig
     """Comparisons."""
+    loss: PreferenceLoss = PairwiseLogisticLoss()
+    """What the scores learn from a comparison; the column `weight` of a row multiplies its loss."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the comparisons."""
     comparisons_per_step: int = Field(default=32, ge=1)
     """Prompts (each with its ranked responses) of one optimizer step."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products in training; `auto` is bfloat16 where the hardware has it. Weights, scores and loss
+    stay float32."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest prompt plus response; a longer one is a bad row."""
     eval_every_steps: int = Field(default=100, ge=1)
-    """Steps between evaluations on `data.eval`."""
+    """Steps between evaluations on `data.eval`; the last step is always evaluated."""
+    weights: Literal["last", "lowest_loss", "highest_accuracy"] = "last"
+    """Which weights are kept: those of the last step, or of the best evaluation.
+
+    What a split chose, it flatters. So one half of the held-out prompts chooses, and the report is about the other
+    half; with `last` it is about all of them.
+    """
+    calibrate: Literal["none", "temperature"] = "none"
+    """`temperature` fits the one at which sigmoid(score difference / temperature) is the probability that people agree.
+
+    One half of the held-out prompts is for the fit, the report is about the other half. It is saved with the scale;
+    PPO uses it where a source asks for `normalization: logits`.
+    """
+    ensemble_members: int = Field(default=1, ge=1, le=16)
+    """Models to train, with seeds `seed`, `seed + 1`, ...; a source of `kind: ensemble` scores with all of them.
+
+    All but the first have run folders of their own inside `run_dir`: `member-1`, `member-2`, ...
+    """
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_fraction=0.03, schedule="cosine")
     """Optimizer."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When states are saved."""
+
+    @property
+    def splits_held_out(self) -> bool:
+        """Whether one half of the held-out prompts is spent on choosing or fitting something."""
+        return self.weights != "last" or self.calibrate != "none"
+
+    @model_validator(mode="after")
+    def _held_out_where_something_is_chosen(self) -> "RewardConfig":
+        if self.splits_held_out and self.data.eval is None:
+            raise ValueError(
+                f"weights={self.weights} with calibrate={self.calibrate} needs held-out comparisons to choose on: set "
+                "data.eval, or take weights=last and calibrate=none"
+            )
+        return self
 
 
 class FixedKl(StrictModel):
@@ -248,6 +312,8 @@ class AlgorithmConfig(StrictModel):
     """Factor of the value loss."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound of the loss for negative advantages (Ye et al. 2020); null leaves it out."""
+    max_approx_kl: float | None = Field(default=None, gt=0)
+    """Nats per token: a minibatch that finds `policy/approxkl` above it is the last of its step; null sets no bound."""
     importance_cap: float | None = Field(default=None, ge=1)
     """Cap of the truncated importance weight between rollout engine and learner; null leaves it out."""
     missing_eos: MissingEosConfig | None = None
@@ -259,8 +325,13 @@ class AlgorithmConfig(StrictModel):
 class CriticConfig(StrictModel):
     """The value function."""
 
+    kind: Literal["auto", "head", "adapter", "model"] = "auto"
+    """`head` reads the policy's own hidden states, which then train on both losses, in one pass; `adapter` is an adapter
+    of its own on the policy's base (LoRA tuning); `model` is a second copy of the model whose weights all train. `auto`
+    is `adapter` with LoRA tuning and `model` with full tuning."""
     start: Literal["auto", "reward_model", "zero_head"] = "auto"
-    """Initial weights; `auto` takes the reward model where both share a base, else a zero head on the policy's base."""
+    """Initial weights; `auto` gives an adapter those of the reward model where both share a base, else a zero head on the
+    policy's base. Only an adapter can start from a reward model."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, epsilon=1e-5)
     """Optimizer of the critic."""
 
@@ -325,6 +396,43 @@ class PpoConfig(StageConfig):
         if samples < self.algorithm.minibatches:
             raise ValueError(
                 f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {samples} samples of a step"
+            )
+        return self
+
+    @property
+    def critic_kind(self) -> Literal["head", "adapter", "model"]:
+        """`critic.kind`, with what `auto` stands for."""
+        if self.critic.kind != "auto":
+            return self.critic.kind
+        return "adapter" if isinstance(self.model.tuning, LoraTuning) else "model"
+
+    @model_validator(mode="after")
+    def _critic_fits_the_tuning(self) -> "PpoConfig":
+        if self.critic_kind == "adapter" and not isinstance(self.model.tuning, LoraTuning):
+            raise ValueError(
+                "critic.kind=adapter: full tuning would change the base under the adapter; set critic.kind=head or "
+                "model, or model.tuning.kind=lora"
+            )
+        if self.critic.start == "reward_model" and self.critic_kind != "adapter":
+            raise ValueError(
+                f"critic.start=reward_model: a critic of kind {self.critic_kind} cannot take over an adapter; set "
+                "critic.start=zero_head, or critic.kind=adapter with model.tuning.kind=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _running_ahead_is_possible_and_corrected(self) -> "PpoConfig":
+        age = self.rollout.max_policy_age
+        if age and self.algorithm.importance_cap is None:
+            raise ValueError(
+                f"rollout.max_policy_age={age} trains on samples of older policies, which needs truncated importance "
+                "sampling: set algorithm.importance_cap (2 is a usual value), or max_policy_age=0"
+            )
+        if age and not isinstance(self.placement, SplitPlacement):
+            raise ValueError(
+                f"rollout.max_policy_age={age} needs workers apart from the learner, and "
+                f"placement.kind={self.placement.kind} has them in one process: set placement.kind=split, or "
+                "max_policy_age=0"
             )
         return self
 

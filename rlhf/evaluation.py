@@ -21,8 +21,8 @@ from policies.config import ModelConfig
 from policies.loading import load_backbone, policy_adapter
 from policies.tokenization import load_tokenizer, tokenizer_fingerprint
 from reward.composite import build_reward
-from reward.evaluation import bootstrap_interval
 from reward.interface import RewardFn, RewardOutput, Scores
+from reward.intervals import bootstrap_interval
 from rlhf.config import EvalConfig
 from rlhf.data import load_rows
 from rlhf.reports.page import write_report
@@ -31,9 +31,9 @@ from rlhf.requests import reward_requests
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.text_stream import perplexity, require_texts
-from rollout.config import HfEngineConfig, SamplingConfig
+from rollout.config import SamplingConfig
+from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
-from rollout.hf_engine import HfGenerator
 from rollout.prompts import prompts_from_rows
 from rollout.types import Prompt, RolloutBatch
 
@@ -140,7 +140,7 @@ class Evaluator:
         backbone = load_backbone(model)
         adapter = policy_adapter(backbone)
         repeated, indices = repeat_prompts(self._prompts, self._responses_per_prompt)
-        generator = HfGenerator(backbone, adapter, self._sampling, HfEngineConfig())
+        generator = build_generator(backbone, adapter, self._sampling)
         batch = RolloutBatch(repeated, generator.generate(repeated, indices, seed=self._seed, step=0))
         requests = reward_requests(batch, backbone.tokenizer)
         reward = self._judge(requests)
@@ -154,7 +154,7 @@ class Evaluator:
         Mean over answers of the summed k1 estimate.
         """
         backbone = load_backbone(baseline)
-        generator = HfGenerator(backbone, policy_adapter(backbone), self._sampling, HfEngineConfig())
+        generator = build_generator(backbone, policy_adapter(backbone), self._sampling)
         completions = answers.batch.completions
         reference = generator.logprobs(
             [prompt.token_ids for prompt in answers.batch.prompts], [completion.token_ids for completion in completions]

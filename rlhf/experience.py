@@ -88,13 +88,14 @@ def build_experience(
     rewards = token_rewards(scores, kl, mask, kl_coefficient)
     advantages, returns = gae(rewards, padded_values, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
 
-    metrics = _objective_metrics(scores, kl, rewards, logprobs, mask) | {
-        "rollout/dropped": float(len(batch) - len(kept)),
+    lengths = mask.sum(dim=1).tolist()
+    metrics = _objective_metrics(scores, kl, rewards, logprobs, mask) | _length_metrics(scores, lengths)
+    metrics |= {
+        "rollout/dropped": float(len(batch) - len(kept) + sum(failure.responses for failure in batch.failures)),
         "critic/value_mean": masked_mean(padded_values, mask).item(),
         "critic/return_mean": masked_mean(returns, mask).item(),
         "critic/explained_var": explained_variance(padded_values, returns, mask).item(),
     }
-    lengths = mask.sum(dim=1).tolist()
     experience = Experience(
         prompts=[batch.prompts[i].token_ids for i in kept],
         responses=[c.token_ids for c in completions],
@@ -117,6 +118,14 @@ def _objective_metrics(scores: Tensor, kl: Tensor, rewards: Tensor, logprobs: Te
         # Monte Carlo estimate of the policy's entropy from its own samples, nats per sequence.
         "objective/entropy": -(logprobs * mask).sum(dim=1).mean().item(),
     }
+
+
+def _length_metrics(scores: Tensor, lengths: Sequence[int]) -> dict[str, float]:
+    """Pearson's correlation cov(s, n) / sqrt(var(s) var(n)) of scores and lengths; nothing where one is constant."""
+    columns = torch.stack([scores.double(), torch.tensor(lengths, dtype=torch.float64)])
+    if (columns.amax(dim=1) == columns.amin(dim=1)).any():
+        return {}
+    return {"objective/score_length_correlation": torch.corrcoef(columns)[0, 1].item()}
 
 
 def _pad(arrays: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,8 @@ from rlhf.reports.training import generic_training_page
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
-from rollout.config import HfEngineConfig
+from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
-from rollout.hf_engine import HfGenerator
 from rollout.prompts import PromptSet, prompts_from_rows
 from rollout.types import Completion, Prompt
 
@@ -46,7 +45,7 @@ def run(config: GenerateConfig, *, resume: bool) -> None:
     backbone = load_backbone(config.model)
     found = _read_prompts(config, backbone)
     prompts, indices = repeat_prompts(found.prompts[: config.prompts], config.responses_per_prompt)
-    generator = HfGenerator(backbone, policy_adapter(backbone), config.sampling, HfEngineConfig())
+    generator = build_generator(backbone, policy_adapter(backbone), config.sampling)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.create(config.run_dir, resolved))
         metrics = stack.enter_context(
@@ -129,7 +128,7 @@ class ChatSession:
     def __init__(self, backbone: Backbone, config: ChatConfig, *, generator: Sampler | None = None) -> None:
         self._backbone, self._config = backbone, config
         adapter = policy_adapter(backbone)
-        self._generator = generator or HfGenerator(backbone, adapter, config.sampling, HfEngineConfig())
+        self._generator = generator or build_generator(backbone, adapter, config.sampling)
         self._turns: list[Message] = []
         self._answers = 0
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from policies.causal import CausalPolicy
 from policies.sequences import SequenceBatch, evaluate_in_micro_batches, micro_batches, pad_sequences, pad_texts
@@ -21,64 +21,15 @@ from rlhf.algorithms.language_model_losses import ptx_loss
 from rlhf.algorithms.masked import zero_outside
 from rlhf.algorithms.policy_losses import MAX_LOG_RATIO, clipped_policy_loss, truncated_importance_weights
 from rlhf.algorithms.value_losses import clipped_value_loss
-from rlhf.config import AlgorithmConfig, OptimizerConfig, PpoConfig
+from rlhf.config import AlgorithmConfig, PpoConfig
 from rlhf.experience import Experience
-from rlhf.optimization import (
-    NonFiniteLossError,
-    build_optimizer,
-    build_schedule,
-    optimizer_step,
-    require_finite,
-)
-from rlhf.runtime.training_state import TrainingState, load_optimizer_tensors, optimizer_tensors, with_owner
+from rlhf.optimization import NonFiniteLossError, require_finite
+from rlhf.runtime.training_state import TrainingState, with_owner
 from rlhf.text_stream import TextStream, perplexity
+from rlhf.trained_model import TrainedModel
 from rollout.types import PerToken, TokenIds
 
 Sums = dict[str, Tensor]
-
-
-class Trained:
-    """One model with its optimizer and schedule: the policy, or the critic."""
-
-    def __init__(
-        self, name: str, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_steps: int
-    ) -> None:
-        self.name = name
-        self.parameters = parameters
-        self._config = config
-        self._optimizer = build_optimizer(parameters, config)
-        self._schedule = build_schedule(config, total_steps)
-        self.steps_done = 0
-
-    def step(self, loss: float) -> tuple[float, float]:
-        """Clips and applies the accumulated gradients; returns (gradient norm before clipping, learning rate).
-
-        Raises:
-            NonFiniteLossError: before any weight of this model has changed, naming the model.
-        """
-        try:
-            result = optimizer_step(self._optimizer, self._config, self._schedule, step=self.steps_done, loss=loss)
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{self.name} {error.quantity}", error.value, error.step) from error
-        self.steps_done += 1
-        return result.grad_norm, result.learning_rate
-
-    def clear_gradients(self) -> None:
-        """Forgets the accumulated gradients."""
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def gradients(self) -> list[Tensor]:
-        """Copies of the accumulated gradients."""
-        return [p.grad.clone() for _, p in self.parameters if p.grad is not None]
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """Moments, for a checkpoint."""
-        return optimizer_tensors(self._optimizer, self.parameters)
-
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor], steps_done: int) -> None:
-        """Continues from `optimizer_state`."""
-        load_optimizer_tensors(self._optimizer, self.parameters, tensors)
-        self.steps_done = steps_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +48,8 @@ class Learner:
 
     Args:
         policy: Trainable policy.
-        critic: Trainable value model; shares no trainable parameter with the policy.
+        critic: Trainable value model; either a head on the policy's trunk, which then trains on both losses in one pass,
+            or it shares no trainable parameter with the policy.
         config: The run's configuration; `algorithm`, the optimizers, `micro_batch_tokens`, `steps` and `seed` are read.
         ptx: Pretraining text; required exactly when `algorithm.ptx` is set.
     """
@@ -110,8 +62,10 @@ class Learner:
         self._algorithm: AlgorithmConfig = config.algorithm
         self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
         updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
-        self._policy_training = Trained("policy", policy.trainable(), config.optimizer, updates)
-        self._critic_training = Trained("critic", critic.trainable(), config.critic.optimizer, updates)
+        self._policy_training = TrainedModel("policy", policy.trainable(has_masters=True), config.optimizer, updates)
+        self._critic_training = TrainedModel(
+            "critic", critic.trainable(has_masters=True), config.critic.optimizer, updates
+        )
 
     def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Value before each response token, (R_i,) float32 in reward units."""
@@ -137,10 +91,16 @@ class Learner:
                 and no gradient is left over.
         """
         proximal, weights = self._importance(experience)
-        history = [
-            self._minibatch(experience, rows, proximal, weights) for rows in self._minibatches(len(experience), step)
-        ]
+        limit = self._algorithm.max_approx_kl
+        minibatches = list(self._minibatches(len(experience), step))
+        history: list[dict[str, float]] = []
+        for rows in minibatches:
+            history.append(self._minibatch(experience, rows, proximal, weights))
+            if limit is not None and history[-1]["policy/approxkl"] > limit:
+                break
         metrics = _average(history)
+        if limit is not None:
+            metrics["policy/skipped_minibatches"] = float(self._skip(len(minibatches) - len(history)))
         del metrics["policy/ratio_error_max"]
         # The first minibatch is the only one whose ratios are taken before any weight of this step has moved.
         return metrics | {"policy/first_step_ratio_error": history[0]["policy/ratio_error_max"]}
@@ -158,8 +118,8 @@ class Learner:
         tensors = {
             **with_owner("policy", self._policy.weights()),
             **with_owner("critic", self._critic.state()),
-            **with_owner("policy_optimizer", self._policy_training.optimizer_state()),
-            **with_owner("critic_optimizer", self._critic_training.optimizer_state()),
+            **self._policy_training.state(),
+            **self._critic_training.state(),
         }
         values: dict[str, Any] = {
             "policy_updates": self._policy_training.steps_done,
@@ -173,8 +133,8 @@ class Learner:
         values = state.values["learner"]
         self._policy.load_weights(state.tensors_of("policy"))
         self._critic.load_state(state.tensors_of("critic"))
-        self._policy_training.load_optimizer_state(state.tensors_of("policy_optimizer"), values["policy_updates"])
-        self._critic_training.load_optimizer_state(state.tensors_of("critic_optimizer"), values["critic_updates"])
+        self._policy_training.load_state(state, values["policy_updates"])
+        self._critic_training.load_state(state, values["critic_updates"])
         if self._ptx is not None:
             self._ptx.load_state_dict(values["ptx"])
 
@@ -189,7 +149,14 @@ class Learner:
             token_budget=self._budget,
             pad_id=self._backbone.pad_id,
             device=self._backbone.device,
+            counts_padding=not self._backbone.packs_rows,
         )
+
+    def _skip(self, minibatches: int) -> int:
+        """Lets the schedules pass over minibatches that are not taken: the rate reaches 0 with the run's last step."""
+        for trained in (self._policy_training, self._critic_training):
+            trained.steps_done += minibatches
+        return minibatches
 
     def _importance(self, experience: Experience) -> tuple[Sequence[PerToken], Sequence[PerToken] | None]:
         """Log-probs at the centre of the clip, and the weights that correct the sampler's (see `policy_losses`)."""
@@ -219,14 +186,14 @@ class Learner:
             chosen = [rows[i] for i in indices]
             columns = _columns(experience, proximal, chosen, batch)
             importance = None if weights is None else _pad_like([weights[i] for i in chosen], batch)
-            _add(totals, self._policy_backward(columns, importance, token_count))
-            _add(totals, self._critic_backward(columns, token_count))
-            padding.append((batch.input_ids.numel(), int(batch.attention_mask.sum())))
+            _add(totals, self._backward(columns, importance, token_count))
+            real = int(batch.attention_mask.sum())
+            padding.append((real if self._backbone.packs_rows else batch.input_ids.numel(), real))
         metrics = _to_floats(totals)
         metrics |= self._ptx_backward()
         metrics |= self._step(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0), metrics["loss/value"])
-        padded, real = map(sum, zip(*padding, strict=True))
-        metrics["perf/padding_waste"] = 1.0 - real / padded
+        computed, needed = map(sum, zip(*padding, strict=True))
+        metrics["perf/padding_waste"] = 1.0 - needed / computed
         return metrics
 
     def _step(self, policy_loss: float, value_loss: float) -> dict[str, float]:
@@ -234,7 +201,8 @@ class Learner:
         policy, critic = self._policy_training, self._critic_training
         metrics: dict[str, float] = {}
         try:
-            require_finite(policy.steps_done, **{"policy loss": policy_loss, "critic loss": value_loss})
+            require_finite(policy.steps_done, policy.parameters, **{"policy loss": policy_loss})
+            require_finite(policy.steps_done, critic.parameters, **{"critic loss": value_loss})
             metrics["policy/grad_norm"], metrics["policy/lr"] = policy.step(policy_loss)
             metrics["critic/grad_norm"], metrics["critic/lr"] = critic.step(value_loss)
         except NonFiniteLossError:
@@ -243,9 +211,22 @@ class Learner:
             raise
         return metrics
 
-    def _policy_backward(self, columns: _Padded, importance: Tensor | None, token_count: int) -> Sums:
+    def _backward(self, columns: _Padded, importance: Tensor | None, token_count: int) -> Sums:
+        """Adds the gradients of both losses: in one pass over a shared trunk, else in one over each model."""
+        states = self._policy.states(columns.batch)
+        loss, metrics = self._policy_loss(states, columns, importance, token_count)
+        if self._critic.trains_body:
+            loss.backward()
+            loss, states = torch.zeros_like(loss), self._critic.states(columns.batch)
+        value_loss, value_metrics = self._value_loss(states, columns, token_count)
+        (loss + self._algorithm.value_coefficient * value_loss).backward()
+        return metrics | value_metrics
+
+    def _policy_loss(
+        self, states: Tensor, columns: _Padded, importance: Tensor | None, token_count: int
+    ) -> tuple[Tensor, Sums]:
         mask = columns.batch.response_mask
-        result = self._policy.logprobs(columns.batch, with_entropy=True)
+        result = self._policy.logprobs_of(states, columns.batch, with_entropy=True)
         loss, metrics = clipped_policy_loss(
             result.logprobs,
             columns.behavior_logprobs,
@@ -256,27 +237,24 @@ class Learner:
             importance_weights=importance,
             token_count=token_count,
         )
-        loss.backward()
         log_ratio = zero_outside(result.logprobs.detach() - columns.behavior_logprobs, mask)
         assert result.entropy is not None, "entropy was asked for"
-        return {f"policy/{name}": value for name, value in metrics.items()} | {
+        return loss, {f"policy/{name}": value for name, value in metrics.items()} | {
             "loss/policy": loss.detach(),
             "policy/entropy": (result.entropy.detach() * mask).sum() / token_count,
             "policy/ratio_error_max": torch.expm1(log_ratio.clamp(max=MAX_LOG_RATIO)).abs().amax(),
         }
 
-    def _critic_backward(self, columns: _Padded, token_count: int) -> Sums:
-        values = self._critic.values(columns.batch)
+    def _value_loss(self, states: Tensor, columns: _Padded, token_count: int) -> tuple[Tensor, Sums]:
         loss, metrics = clipped_value_loss(
-            values,
+            self._critic.values_of(states, columns.batch),
             columns.values,
             columns.returns,
             columns.batch.response_mask,
             clip_range=self._algorithm.value_clip_range,
             token_count=token_count,
         )
-        (self._algorithm.value_coefficient * loss).backward()
-        return {"loss/value": loss.detach()} | {
+        return loss, {"loss/value": loss.detach()} | {
             f"critic/{name}": metrics[name] for name in ("clipfrac", "squared_error")
         }
 
@@ -298,7 +276,7 @@ class Learner:
         """Loss of all texts; the gradient of `coefficient` times it is added."""
         predicted = sum(len(text) - 1 for text in texts)
         total = torch.zeros((), device=self._backbone.device)
-        for indices in micro_batches([len(text) for text in texts], self._budget):
+        for indices in self._groups([len(text) for text in texts]):
             batch = pad_texts([texts[i] for i in indices], pad_id=self._backbone.pad_id, device=self._backbone.device)
             loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask, predicted)
             (coefficient * loss).backward()
@@ -309,7 +287,7 @@ class Learner:
         self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
     ) -> Iterator[tuple[list[int], SequenceBatch]]:
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        for indices in micro_batches(lengths, self._budget):
+        for indices in self._groups(lengths):
             batch = pad_sequences(
                 [prompts[i] for i in indices],
                 [responses[i] for i in indices],
@@ -317,6 +295,9 @@ class Learner:
                 device=self._backbone.device,
             )
             yield indices, batch
+
+    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        return micro_batches(lengths, self._budget, counts_padding=not self._backbone.packs_rows)
 
 
 def _columns(experience: Experience, proximal: Sequence[PerToken], rows: list[int], batch: SequenceBatch) -> _Padded:

@@ -5,9 +5,9 @@ everywhere. It owns no loop and no loss.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from rlhf.config import OptimizerConfig
 
 Schedule = Callable[[int], float]
+NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 COSINE_FLOOR = 0.1
 """Where the cosine ends, as a share of the peak learning rate (Brown et al. 2020, appendix B)."""
@@ -27,21 +28,30 @@ class NonFiniteLossError(RuntimeError):
         quantity: What was not finite, e.g. `loss`.
         value: What it was.
         step: The optimizer step, from 0, that was not taken.
+        tensor: The first tensor that is not finite, as `first_non_finite` found it; None where all are.
+        finding: Quantity, value and tensor, without what to do about them.
     """
 
     resuming_repeats_it: ClassVar[bool] = True
     """The command line offers --resume after other failures, not after this one."""
 
-    def __init__(self, quantity: str, value: float, step: int) -> None:
+    def __init__(self, quantity: str, value: float, step: int, tensor: str | None = None) -> None:
+        found = "" if tensor is None else f" (first tensor that is not finite: {tensor})"
+        self.finding = f"{quantity} is {value}{found}"
         super().__init__(
-            f"{quantity} is {value} at step {step}; training stopped before it reached the weights: start another "
-            "run_dir with a lower optimizer.learning_rate or max_grad_norm, or look for extreme values in the data"
+            f"{quantity} is {value} at step {step}; training stopped before it reached the weights{found}: start "
+            "another run_dir with a lower optimizer.learning_rate or max_grad_norm, or look for extreme values in the "
+            "data"
         )
-        self.quantity, self.value, self.step = quantity, value, step
+        self.quantity, self.value, self.step, self.tensor = quantity, value, step, tensor
 
-    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[str, float, int]]:
-        """Rebuild from the three arguments; by default an exception is pickled with its message only."""
-        return type(self), (self.quantity, self.value, self.step)
+    def of(self, model: str) -> Self:
+        """The same error, of one of several models."""
+        return type(self)(f"{model} {self.quantity}", self.value, self.step, self.tensor)
+
+    def __reduce__(self) -> tuple[type["NonFiniteLossError"], tuple[str, float, int, str | None]]:
+        """Rebuild from the arguments; by default an exception is pickled with its message only."""
+        return type(self), (self.quantity, self.value, self.step, self.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +118,56 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """Scale the optimizer's gradients down to a global L2 norm of at most `max_grad_norm`; returns the norm before."""
+    """Scale the optimizer's gradients down to a global L2 norm of at most `max_grad_norm`; returns the norm before.
+
+    Gradients whose norm is not finite stay as they are: scaled by it all of them would be NaN, and none could be named.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if math.isfinite(value := norm.item()):
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    return value
 
 
-def require_finite(step: int, **quantities: float) -> None:
-    """Stop training where a quantity is NaN or infinite.
+def first_non_finite(named_parameters: NamedParameters) -> str | None:
+    """Where NaN or infinity shows first: "weight <name>" or "gradient of <name>"; None where all tensors are finite.
+
+    A weight comes before any gradient, in the model's order, which is that of the forward pass. Gradients are looked at
+    from the last parameter to the first, the order of the backward pass: those further down received NaN from the first
+    bad one. Last come gradients whose numbers are finite and whose norm is not, because their squares are too large.
+    """
+    for name, parameter in named_parameters:
+        if not torch.isfinite(parameter).all():
+            return f"weight {name}"
+    gradients = [(name, p.grad) for name, p in reversed(named_parameters) if p.grad is not None]
+    for name, gradient in gradients:
+        if not torch.isfinite(gradient).all():
+            return f"gradient of {name}"
+    for name, gradient in gradients:
+        if not torch.isfinite(torch.linalg.vector_norm(gradient)):
+            return f"norm of the gradient of {name}"
+    return None
+
+
+def require_finite(step: int, named_parameters: NamedParameters, **quantities: float) -> None:
+    """Stop training where a quantity is NaN or infinite. The tensors are searched only then.
 
     Raises:
-        NonFiniteLossError: Naming the first quantity that is not finite.
+        NonFiniteLossError: Naming the first quantity that is not finite, and the first such tensor.
     """
     for quantity, value in quantities.items():
         if not math.isfinite(value):
-            raise NonFiniteLossError(quantity, value, step)
+            raise NonFiniteLossError(quantity, value, step, first_non_finite(named_parameters))
 
 
 def optimizer_step(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, schedule: Schedule, *, step: int, loss: float
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    schedule: Schedule,
+    named_parameters: NamedParameters,
+    *,
+    step: int,
+    loss: float,
 ) -> StepResult:
     """Check, clip and apply the accumulated gradients, then clear them.
 
@@ -135,6 +177,7 @@ def optimizer_step(
         optimizer: From `build_optimizer`.
         config: Its configuration; owns the clip.
         schedule: From `build_schedule`.
+        named_parameters: What trains, in the model's order, to name the tensor that is not finite.
         step: Index of this step, from 0.
         loss: Loss of the whole step, for the check.
 
@@ -143,7 +186,7 @@ def optimizer_step(
     """
     learning_rate = set_learning_rate(optimizer, schedule(step))
     grad_norm = clip_gradients(optimizer, config.max_grad_norm)
-    require_finite(step, loss=loss, grad_norm=grad_norm)
+    require_finite(step, named_parameters, loss=loss, grad_norm=grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(grad_norm, learning_rate)

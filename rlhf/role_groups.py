@@ -18,18 +18,41 @@ from rlhf.roles import RoleHost
 from rlhf.runtime.config import InProcessPlacement, SplitPlacement
 from rlhf.runtime.placement import ALL_ROLES, RoleName, Seat, seats_of
 from rlhf.runtime.workers import LocalWorker, fan_out
+from rollout.calls import WorkerHandle
 from rollout.generation import repeat_prompts
-from rollout.hf_engine import NonFiniteLogitsError
-from rollout.pool import RolloutPool, WorkerHandle
+from rollout.pool import Canary, RolloutPool
+from rollout.responses import NonFiniteLogitsError
 from rollout.types import PerToken, Prompt, RolloutBatch, TokenIds
+from rollout.weight_feed import WeightFeed, WeightSource
 
+CanarySequences = tuple[Sequence[TokenIds], Sequence[TokenIds]]
+"""Prompt ids and response ids of the sequences that learner and samplers must score alike."""
 CANARIES = 2
 """Sequences whose log-probs are compared after every sync."""
+_MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """The learner's weights under one version, on offer to the rollout workers.
+
+    Attributes:
+        version: Number of the policy.
+        source: Where workers get them; None where they share the learner's memory and have them already.
+        canary: What proves them; None proves nothing.
+    """
+
+    version: int
+    source: WeightSource | None
+    canary: Canary | None
 
 
 @dataclass(frozen=True, slots=True)
 class RoleGroups:
     """The workers of each role.
+
+    `generate`, `load` and `sync` speak to the rollout workers, and belong to one thread at a time; everything else
+    speaks to the others, and may run beside them.
 
     Attributes:
         rollout: Workers that generate.
@@ -37,27 +60,28 @@ class RoleGroups:
         reference: Workers that hold the reference.
         learner: The worker that trains.
         share_weights: Rollout samples from the learner's own tensors, so a sync moves none.
-        timeout_seconds: Longest wait for one call.
-        rollout_timeout_seconds: The same, of a rollout worker.
+        timeout_seconds: Longest wait for one call to reward, reference or learner.
         canary_tolerance: Nats; a larger gap between sampler and learner means that they do not hold the same weights.
+        bucket_bytes: Largest part in which weights travel.
+        keeps_published: Published weights stay what they are when the learner moves on, at the price of a copy.
     """
 
-    rollout: Sequence[WorkerHandle]
+    rollout: RolloutPool
     reward: Sequence[WorkerHandle]
     reference: Sequence[WorkerHandle]
     learner: WorkerHandle
     share_weights: bool
     timeout_seconds: float
-    rollout_timeout_seconds: float
     canary_tolerance: float
+    bucket_bytes: int = 256 * _MIB
+    keeps_published: bool = False
 
     def generate(
         self, prompts: Sequence[Prompt], responses_per_prompt: int, *, seed: int, step: int, version: int
     ) -> RolloutBatch:
         """G responses to each prompt, in the order of the prompts, by weights of exactly `version`."""
         repeated, indices = repeat_prompts(prompts, responses_per_prompt)
-        completions = self._pool.generate(repeated, indices, seed=seed, step=step, policy_version=version)
-        return RolloutBatch(repeated, completions)
+        return self.rollout.generate(repeated, indices, seed=seed, step=step, policy_version=version)
 
     def ask_scores(self, requests: Sequence[RewardRequest]) -> Callable[[], RewardOutput]:
         """Starts scoring; the returned function waits for the scores."""
@@ -75,41 +99,65 @@ class RoleGroups:
         """Calls the learner and waits."""
         return self.learner.call(method, *arguments, **keywords).result(self.timeout_seconds)
 
-    def sync(self, version: int, *, canaries: RolloutBatch | None = None) -> dict[str, float]:
-        """Gives every rollout worker the learner's weights under `version`, and proves it on canary sequences.
+    def sync(self, version: int, *, canaries: CanarySequences | None = None) -> dict[str, float]:
+        """Gives every rollout worker the learner's weights under `version`, and proves it: `publish`, then `load`."""
+        return self.load(self.publish(version, canaries=canaries))
+
+    def publish(self, version: int, *, canaries: CanarySequences | None = None) -> PublishedWeights:
+        """Puts the learner's present weights on offer as `version`.
+
+        Args:
+            version: Number of the policy that the learner holds.
+            canaries: Prompt and response ids of the sequences that prove the weights; None proves nothing.
 
         Raises:
-            ChecksumError: a worker loaded other weights than were sent.
-            StaleWeightsError: a worker ends at another version.
-            CanaryMismatchError: a worker's log-probs differ from the learner's; the message names it.
-            NonFiniteLogitsError: the update has ruined the policy itself.
+            NonFiniteLogitsError: the last update has ruined the policy.
         """
-        metrics = {"sync/version": float(version), "sync/bytes": 0.0}
+        canary = None if canaries is None else self._canary(canaries, version)
         if self.share_weights:
-            for worker in self.rollout:
-                worker.call("adopt_version", version).result(self.rollout_timeout_seconds)
+            return PublishedWeights(version, None, canary)
+        source = WeightFeed(
+            self.learner,
+            version,
+            bucket_bytes=self.bucket_bytes,
+            timeout_seconds=self.timeout_seconds,
+            is_snapshot=self.keeps_published,
+        )
+        return PublishedWeights(version, source, canary)
+
+    def load(self, weights: PublishedWeights) -> dict[str, float]:
+        """Brings every rollout worker to published weights and proves it; does nothing where they have them.
+
+        Raises:
+            WeightSyncError: a worker does not hold or run the learner's weights; the message says which and by how
+                much.
+        """
+        if self.rollout.version == weights.version:
+            return {}
+        metrics = {"sync/version": float(weights.version), "sync/bytes": 0.0}
+        if weights.source is None:
+            self.rollout.adopt_version(weights.version)
         else:
-            update = self.learn("publish", version)
-            self._pool.update_weights(update)
-            metrics["sync/bytes"] = float(update.size_bytes)
-        if canaries is not None:
-            metrics["sync/canary_max_logprob_diff"] = self._compare(canaries, version)
+            metrics["sync/bytes"] = float(self.rollout.update_weights(weights.source))
+        if weights.canary is not None:
+            metrics["sync/canary_max_logprob_diff"] = self.rollout.verify_canary(weights.canary)
         return metrics
 
-    @property
-    def _pool(self) -> RolloutPool:
-        return RolloutPool(self.rollout, timeout_seconds=self.rollout_timeout_seconds)
-
-    def _compare(self, batch: RolloutBatch, version: int) -> float:
-        prompts = [prompt.token_ids for prompt in batch.prompts[:CANARIES]]
-        responses = [completion.token_ids for completion in batch.completions[:CANARIES]]
+    def _canary(self, canaries: CanarySequences, version: int) -> Canary:
+        prompts, responses = canaries
         expected = self.learn("logprobs", prompts, responses)
         if not all(np.isfinite(row).all() for row in expected):
             raise NonFiniteLogitsError(
                 f"the policy's log-probabilities are not finite at version {version}; the last update has ruined its "
                 "weights: start another run_dir with a lower optimizer.learning_rate"
             )
-        return self._pool.verify_canary(prompts, responses, expected, tolerance=self.canary_tolerance)
+        return Canary(prompts, responses, expected, self.canary_tolerance)
+
+
+def canaries_of(batch: RolloutBatch) -> CanarySequences:
+    """The sequences of a rollout that prove the next sync."""
+    prompts = [prompt.token_ids for prompt in batch.prompts[:CANARIES]]
+    return prompts, [completion.token_ids for completion in batch.completions[:CANARIES]]
 
 
 def join_outputs(shares: Sequence[tuple[int, RewardOutput]]) -> RewardOutput:
@@ -167,14 +215,25 @@ def _host_arguments(config: PpoConfig, seat: Seat) -> dict[str, Any]:
 def _groups(
     config: PpoConfig, workers: Mapping[RoleName, Sequence[WorkerHandle]], *, timeout_seconds: float
 ) -> RoleGroups:
+    rollout, is_split = config.rollout, isinstance(config.placement, SplitPlacement)
+    pool = RolloutPool(
+        workers["rollout"],
+        timeout_seconds=min(timeout_seconds, rollout.timeout_seconds),
+        start_timeout_seconds=timeout_seconds,
+        responses_per_call=rollout.responses_per_call,
+        calls_in_flight=rollout.calls_in_flight,
+        # Elsewhere the learner lives in the same process, and its weights would be lost with it.
+        max_worker_restarts=rollout.max_worker_restarts if is_split else 0,
+    )
     return RoleGroups(
-        rollout=workers["rollout"],
+        rollout=pool,
         reward=workers["reward"],
         reference=workers["reference"],
         learner=workers["learner"][0],
-        share_weights=not isinstance(config.placement, SplitPlacement),
+        share_weights=not is_split,
         timeout_seconds=timeout_seconds,
-        rollout_timeout_seconds=min(timeout_seconds, config.rollout.timeout_seconds),
         # Two kernels may sum in another order; another weight shows far above this.
         canary_tolerance=1e-3 if config.model.dtype == "float32" else 5e-2,
+        bucket_bytes=rollout.sync_bucket_mib * _MIB,
+        keeps_published=rollout.max_policy_age > 0,
     )

@@ -26,10 +26,16 @@ from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream, require_texts
-from rollout.hf_engine import HfGenerator
+from rollout.engines import build_generator
 from rollout.types import Completion, PerToken, Prompt, TokenIds
-from rollout.weight_sync import Ack, WeightUpdate, pack
+from rollout.weight_buckets import pack_bucket
+from rollout.weight_sync import Ack, UpdateHeader, WeightUpdate
 from rollout.worker import RolloutWorker
+
+_DECODE_TOLERANCE_FLOAT32 = 1e-3
+_DECODE_TOLERANCE = 0.5
+"""Nats between decoding and a forward pass over the same tokens. In 16 bits one improbable token may be far off; a
+stale cache is off by nats."""
 
 
 class RoleHost:
@@ -47,6 +53,7 @@ class RoleHost:
         if threads is not None:
             torch.set_num_threads(threads)
         self._config = config
+        self._packed: WeightUpdate | None = None
         backbone = load_backbone(config.model) if set(roles) - {"reward"} else None
         if "reward" in roles:
             tokenizer = backbone.tokenizer if backbone is not None else load_tokenizer(config.model)
@@ -65,7 +72,12 @@ class RoleHost:
             self._learner = self._build_learner()
         if "rollout" in roles:
             sampling, engine = config.rollout.sampling, config.rollout.engine
-            self._rollout = RolloutWorker(HfGenerator(backbone, self._adapter, sampling, engine))
+            generator = build_generator(backbone, self._adapter, sampling, engine)
+            self._rollout = RolloutWorker(
+                generator,
+                self._causal_policy(),
+                decode_tolerance=_DECODE_TOLERANCE_FLOAT32 if config.model.dtype == "float32" else _DECODE_TOLERANCE,
+            )
 
     def _build_reference(self, *, trains_here: bool) -> ReferencePolicy:
         temperature = self._config.rollout.sampling.temperature
@@ -86,9 +98,12 @@ class RoleHost:
                 seed=config.seed,
                 packing=config.algorithm.ptx.packing,
             )
-        policy = CausalPolicy(self._backbone, adapter=self._adapter, temperature=config.rollout.sampling.temperature)
-        critic = build_critic(config, self._backbone)
-        return Learner(policy, critic, config=config, ptx=ptx)
+        critic = build_critic(config, self._backbone, policy_adapter=self._adapter)
+        return Learner(self._causal_policy(), critic, config=config, ptx=ptx)
+
+    def _causal_policy(self) -> CausalPolicy:
+        temperature = self._config.rollout.sampling.temperature
+        return CausalPolicy(self._backbone, adapter=self._adapter, temperature=temperature)
 
     def context_tokens(self) -> int:
         """Longest sequence that the model reads, prompt and response, in tokens."""
@@ -141,9 +156,19 @@ class RoleHost:
         """See `Learner.perplexity`."""
         return self._learner.perplexity(texts)
 
-    def publish(self, version: int) -> WeightUpdate:
-        """The policy's weights as they stand, under their version and checksum."""
-        return pack(self._learner.publish(), version)
+    def pack_update(self, version: int, bucket: int, bucket_bytes: int) -> UpdateHeader:
+        """Packs a bucket of the policy's weights as they stand, and keeps it for `packed_update`."""
+        settings = self._causal_policy().settings()
+        self._packed = pack_bucket(
+            self._learner.publish(), version, bucket, bucket_bytes=bucket_bytes, settings=settings
+        )
+        return self._packed.header
+
+    def packed_update(self) -> WeightUpdate:
+        """Hands out what `pack_update` has packed, once."""
+        packed, self._packed = self._packed, None
+        assert packed is not None, "packed_update follows pack_update"
+        return packed
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See `Learner.state`."""

@@ -33,6 +33,8 @@ class Stage:
     """`module:function` that `--dry-run` calls as `plan(config) -> list of lines`; None where nothing is planned."""
     needs_config: bool = True
     """False where the defaults alone are a complete config."""
+    words: str | None = None
+    """Key that takes the words after `rlhf <name>` as its list; None where the first of them names a YAML file."""
     is_resumable: bool = False
     """True where a stopped run folder can be continued."""
 
@@ -55,12 +57,43 @@ _ALL = (
         is_resumable=True,
     ),
     Stage(
+        name="rankings",
+        summary="turn scores, votes of many raters or win/lose/tie logs into rankings or weighted pairs",
+        config="reward.rankings.config:RankingsConfig",
+        run="rlhf.rankings:run",
+        examples=(
+            "configs/tiny/rankings.yaml",
+            "configs/tiny/rankings.yaml data.train=arena.jsonl data.format.kind=battles",
+        ),
+    ),
+    Stage(
         name="reward",
         summary="train a reward model on ranked responses",
         config="rlhf.config:RewardConfig",
         run="rlhf.trainers.reward:run",
         examples=("configs/tiny/reward.yaml", "configs/tiny/reward.yaml data.train=comparisons.jsonl epochs=2"),
         is_resumable=True,
+    ),
+    Stage(
+        name="normalize-reward",
+        summary="fit the scale of a reward model that has none, such as one trained elsewhere",
+        config="rlhf.scoring.config:NormalizeRewardConfig",
+        run="rlhf.scoring.normalize:run",
+        examples=(
+            "model.path=runs/tiny/reward/model data.normalize=quickstart/demonstrations-eval replace=true",
+            "model.path=owner/name data.normalize=demonstrations.jsonl run_dir=models/judge",
+        ),
+        needs_config=False,
+    ),
+    Stage(
+        name="serve-reward",
+        summary="score over HTTP, for runs on other machines",
+        config="rlhf.scoring.config:ServeRewardConfig",
+        run="rlhf.scoring.serve:run",
+        examples=(
+            "configs/tiny/serve-reward.yaml",
+            "configs/tiny/serve-reward.yaml reward.0.path=runs/reward/model port=9000",
+        ),
     ),
     Stage(
         name="ppo",
@@ -102,6 +135,15 @@ _ALL = (
         config="rlhf.config:ExportConfig",
         run="rlhf.export:run",
         examples=("configs/tiny/export.yaml", "configs/tiny/export.yaml model.path=runs/ppo/model run_dir=exported"),
+    ),
+    Stage(
+        name="report",
+        summary="write a run's page again, or compare several runs on one page",
+        config="rlhf.reports.config:ReportConfig",
+        run="rlhf.reports.command:run",
+        examples=("runs/tiny/ppo", "runs/ppo/a runs/ppo/b output=a-and-b.html"),
+        words="runs",
+        needs_config=False,
     ),
     Stage(
         name="quickstart",

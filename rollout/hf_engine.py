@@ -1,7 +1,7 @@
-"""The engine on transformers' `generate`: the reference for correctness, and what runs without a GPU.
+"""The engine on transformers' `generate`: the reference for correctness.
 
-Owns left padding, the draw of every token and its log-probability, and the way back from a padded batch to
-completions. It holds no weights: model and adapter are the `Backbone`'s, which learner and other roles may share.
+Owns left padding and what `generate` is told. It holds no weights: model and adapter are the `Backbone`'s, which
+learner and other roles may share.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,28 +10,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from policies.causal import CausalPolicy
 from policies.loading import Backbone
-from policies.sequences import evaluate_in_micro_batches
 from rollout.config import HfEngineConfig, SamplingConfig
 from rollout.kv_cache import preallocated_cache
-from rollout.noise import uniforms
+from rollout.responses import OpenResponse, ResponseFactory
+from rollout.sampled_policy import SampledPolicy
 from rollout.sampler import ForcedSampler
 from rollout.types import Completion, PerToken, Prompt, TokenIds
-
-Job = tuple[Prompt, int]
-"""A prompt and the index of one response to it."""
-
-_CANARY_TOKENS = 8192
-"""Padded tokens of one forward pass over given sequences."""
-
-
-class NonFiniteLogitsError(RuntimeError):
-    """The policy gives no distribution any more: its logits hold NaN or infinity."""
 
 
 class HfGenerator:
@@ -62,23 +56,21 @@ class HfGenerator:
         version: int = 0,
     ) -> None:
         self._backbone = backbone
-        self._adapter = adapter
-        self._sampling = sampling
-        self._engine = engine
-        self._version = version
-        self._policy = CausalPolicy(backbone, adapter=adapter, temperature=sampling.temperature)
-        self._stop_ids = _stop_ids(sampling, backbone)
-        self._generation_config = GenerationConfig(
-            max_new_tokens=sampling.max_response_tokens,
-            do_sample=False,
-            eos_token_id=list(self._stop_ids),
-            pad_token_id=backbone.pad_id,
+        self._temperature = sampling.temperature
+        self._batch_size = engine.batch_size_responses
+        self._responses = ResponseFactory(sampling, backbone)
+        self._policy = SampledPolicy(
+            backbone,
+            adapter,
+            temperature=sampling.temperature,
+            merge_adapter=engine.merge_adapter,
+            version=version,
         )
 
     @property
     def version(self) -> int:
         """Number of the policy it samples from."""
-        return self._version
+        return self._policy.version
 
     def generate(
         self, prompts: Sequence[Prompt], response_indices: Sequence[int], *, seed: int, step: int
@@ -91,17 +83,12 @@ class HfGenerator:
             ValueError: if a prompt and the longest response don't fit into the model's context together.
             NonFiniteLogitsError: if the policy's logits hold NaN.
         """
-        self._require_fit(prompts)
-        jobs = list(zip(prompts, response_indices, strict=True))
-        shortest_first = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].token_ids))
-        size = self._engine.batch_size_responses
-        completions: dict[int, Completion] = {}
-        with self._decoding():
-            for start in range(0, len(jobs), size):
-                group = shortest_first[start : start + size]
-                sampled = self._sample([jobs[index] for index in group], seed, step)
-                completions.update(zip(group, sampled, strict=True))
-        return [completions[index] for index in range(len(jobs))]
+        responses = self._responses.open(prompts, response_indices, seed=seed, step=step)
+        shortest_first = sorted(responses, key=lambda response: len(response.prompt.token_ids))
+        with self._policy.decoding(), _without_own_sampling(self._backbone.model):
+            for start in range(0, len(responses), self._batch_size):
+                self._sample(shortest_first[start : start + self._batch_size])
+        return [response.completion(self.version) for response in responses]
 
     def load_weights(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
         """Overwrites the policy's weights: the adapter's, or all of the model's where there is no adapter.
@@ -109,79 +96,47 @@ class HfGenerator:
         Raises:
             ValueError: if names or shapes are not those of the policy.
         """
-        self._policy.load_weights(tensors)
-        self._version = version
+        self._policy.load_weights(tensors, version=version)
 
     def adopt_version(self, version: int) -> None:
         """Takes a new version whose weights the learner has written into this backbone."""
-        self._version = version
+        self._policy.version = version
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Log-probabilities (R,) in nats of given responses at the sampling temperature, by a plain forward pass."""
-        return evaluate_in_micro_batches(
-            lambda batch: self._policy.logprobs(batch).logprobs,
-            prompts,
-            responses,
-            token_budget=_CANARY_TOKENS,
-            pad_id=self._backbone.pad_id,
-            device=self._backbone.device,
+        return self._policy.logprobs(prompts, responses)
+
+    def _sample(self, responses: Sequence[OpenResponse]) -> None:
+        """Decodes one batch until all of its responses have ended."""
+        model, device = self._backbone.model, self._backbone.device
+        input_ids, attention_mask = _left_pad(
+            [response.prompt.token_ids for response in responses], self._backbone.pad_id
         )
-
-    @contextmanager
-    def _decoding(self) -> Iterator[None]:
-        """The model as the sampler needs it: the policy's adapter on, merged where that loses no precision."""
-        adapters = self._backbone.adapters
-        is_exact = self._backbone.model.dtype == torch.float32
-        activated = adapters.merged if self._engine.merge_adapter and is_exact else adapters.use
-        with activated(self._adapter), _without_own_sampling(self._backbone.model):
-            yield
-
-    def _require_fit(self, prompts: Sequence[Prompt]) -> None:
-        longest, context = self._sampling.max_response_tokens, self._backbone.context_tokens
-        for prompt in prompts:
-            if len(prompt.token_ids) + longest > context:
-                raise ValueError(
-                    f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_response_tokens={longest} it "
-                    f"exceeds the model's context of {context} tokens: lower max_prompt_tokens or max_response_tokens"
-                )
-
-    def _sample(self, jobs: Sequence[Job], seed: int, step: int) -> list[Completion]:
-        """Decodes one batch."""
-        device = self._backbone.device
-        input_ids, attention_mask = _left_pad([prompt.token_ids for prompt, _ in jobs], self._backbone.pad_id)
-        sampler = ForcedSampler(_noise(jobs, seed, step, self._sampling).to(device), self._sampling, self._stop_ids)
-        width = input_ids.shape[1]
+        longest = max(response.rules.max_tokens for response in responses)
         # `generate` is untyped on PreTrainedModel.
-        output = cast(Any, self._backbone.model).generate(
+        cast(Any, model).generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
-            generation_config=self._generation_config,
-            logits_processor=LogitsProcessorList([sampler]),
-            past_key_values=preallocated_cache(self._backbone.model.config, width + self._sampling.max_response_tokens),
+            generation_config=GenerationConfig(
+                max_new_tokens=longest, do_sample=False, pad_token_id=self._backbone.pad_id
+            ),
+            logits_processor=LogitsProcessorList([ForcedSampler(responses, self._temperature)]),
+            stopping_criteria=StoppingCriteriaList([_ResponsesEnded(responses)]),
+            past_key_values=preallocated_cache(model.config, input_ids.shape[1] + longest),
         )
-        responses = output[:, width:].cpu().numpy().astype(np.int32)
-        logprobs = sampler.logprobs[: responses.shape[1]].T.cpu().numpy()
-        return [self._completion(job, responses[row], logprobs[row]) for row, job in enumerate(jobs)]
 
-    def _completion(self, job: Job, response: NDArray[np.int32], logprobs: NDArray[np.float32]) -> Completion:
-        """Cuts a padded row of (R,) behind its first stop token."""
-        prompt, response_index = job
-        stops = np.flatnonzero(np.isin(response, self._stop_ids))
-        length = int(stops[0]) + 1 if stops.size else len(response)
-        if not np.isfinite(logprobs[:length]).all():
-            raise NonFiniteLogitsError(
-                f"prompt {prompt.id!r}: the policy's logits are not finite at version {self._version}; its weights "
-                "hold NaN or infinity: go back to an earlier checkpoint and lower the learning rate"
-            )
-        return Completion(
-            prompt_id=prompt.id,
-            response_index=response_index,
-            # Copies, because a view would keep the whole padded batch alive.
-            token_ids=response[:length].copy(),
-            logprobs=logprobs[:length].copy(),
-            finish_reason="stop" if stops.size else "length",
-            policy_version=self._version,
-        )
+
+class _ResponsesEnded(StoppingCriteria):
+    """Tells `generate` which rows are done; the responses know, because the sampler has just added to them."""
+
+    def __init__(self, responses: Sequence[OpenResponse]) -> None:
+        self._responses = responses
+
+    def __call__(self, input_ids: Tensor, scores: tuple[Tensor] | None, **_kwargs: object) -> torch.BoolTensor:
+        """(B,) True where the response has ended."""
+        del scores  # the responses know their tokens
+        ended = [response.finish_reason is not None for response in self._responses]
+        return cast(torch.BoolTensor, torch.tensor(ended, device=input_ids.device))
 
 
 @contextmanager
@@ -200,18 +155,6 @@ def _without_own_sampling(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _stop_ids(sampling: SamplingConfig, backbone: Backbone) -> tuple[int, ...]:
-    if sampling.stop_token_ids is None:
-        return (cast(int, backbone.tokenizer.eos_token_id),)
-    for token_id in sampling.stop_token_ids:
-        if not 0 <= token_id < backbone.vocabulary_size:
-            raise ValueError(
-                f"sampling.stop_token_ids holds {token_id}; the model's tokens are 0 to "
-                f"{backbone.vocabulary_size - 1}: remove or correct it"
-            )
-    return sampling.stop_token_ids
-
-
 def _left_pad(prompts: Sequence[TokenIds], pad_id: int) -> tuple[Tensor, Tensor]:
     """(B, P) ids and mask with the prompts flush right; `generate` derives positions from the mask."""
     width = max(len(prompt) for prompt in prompts)
@@ -221,9 +164,3 @@ def _left_pad(prompts: Sequence[TokenIds], pad_id: int) -> tuple[Tensor, Tensor]
         input_ids[row, width - len(prompt) :] = prompt
         attention_mask[row, width - len(prompt) :] = 1
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
-
-
-def _noise(jobs: Sequence[Job], seed: int, step: int, sampling: SamplingConfig) -> Tensor:
-    """(R, B, 1) uniforms of the jobs."""
-    rows = [uniforms(seed, step, prompt.id, index, sampling.max_response_tokens) for prompt, index in jobs]
-    return torch.from_numpy(np.stack(rows, axis=1)).unsqueeze(-1)

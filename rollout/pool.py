@@ -1,51 +1,61 @@
-"""Rollout over several workers as if it were one: fan-out, gathering in order, verified weight updates.
+"""Rollout over several workers as if it were one: shared work, verified weights, and workers that may die.
 
-Owns how jobs are split and what is required of the answers. It does not know where workers live: a handle is anything
-that starts a call and waits for it with a timeout.
+Owns what the workers are asked, what is required of their answers, and how a new worker becomes equal to the others.
+The waiting is `supervisor`'s, the bookkeeping of jobs `job_queue`'s; where workers live, nobody here knows.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
-from rollout.types import Completion, PerToken, Prompt, TokenIds
-from rollout.weight_sync import Ack, ChecksumError, StaleWeightsError, WeightUpdate, require_canary
+from rollout.calls import WorkerHandle, WorkerLostError
+from rollout.job_queue import Chunk, JobQueue
+from rollout.responses import NonFiniteLogitsError
+from rollout.supervisor import Call, Post, Program, Supervisor
+from rollout.types import Completion, PerToken, Prompt, RolloutBatch, TokenIds
+from rollout.weight_feed import Bucket, WeightSource
+from rollout.weight_sync import (
+    Ack,
+    ChecksumError,
+    StaleWeightsError,
+    UpdateHeader,
+    WeightMismatchError,
+    WeightSyncError,
+    require_canary,
+)
 
-
-class PendingCall(Protocol):
-    """The answer to a call, now or later."""
-
-    def result(self, timeout_seconds: float) -> Any:
-        """Waits for the answer; raises what the call raised, or TimeoutError."""
-        ...
-
-
-class WorkerHandle(Protocol):
-    """A `RolloutWorker`, wherever it lives."""
-
-    @property
-    def name(self) -> str:
-        """Name for errors, unique in the pool."""
-        ...
-
-    def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
-        """Starts `method` on the worker."""
-        ...
+_Flight = deque[tuple[Chunk, Call]]
 
 
-class RolloutTimeoutError(RuntimeError):
-    """A rollout worker did not answer in time."""
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Sequences that learner and samplers must score alike.
+
+    Attributes:
+        prompts: Prompt ids.
+        responses: Response ids.
+        expected: The learner's log-probabilities of the responses, nats.
+        tolerance: Largest allowed difference, nats.
+    """
+
+    prompts: Sequence[TokenIds]
+    responses: Sequence[TokenIds]
+    expected: Sequence[PerToken]
+    tolerance: float
 
 
 class RolloutPool:
-    """Rollout workers that hold the same policy.
+    """Rollout workers that hold the same policy. One thread at a time may use it.
 
     Args:
         workers: At least one.
-        timeout_seconds: Longest wait for one call to all workers.
-        publish: Applied once to an update before it goes to every worker, so that a transport can store it once;
-            sends it as it is if left out.
+        timeout_seconds: Longest time that a worker may work on one call before it is taken for hung.
+        start_timeout_seconds: The same for the start of a new worker; None means `timeout_seconds`.
+        responses_per_call: Most responses of one call; None cuts a rollout into one call a worker.
+        calls_in_flight: Calls that a worker has been given and not answered, at most.
+        max_worker_restarts: Losses of one worker, without a finished call between them, that are made good.
     """
 
     def __init__(
@@ -53,18 +63,37 @@ class RolloutPool:
         workers: Sequence[WorkerHandle],
         *,
         timeout_seconds: float,
-        publish: Callable[[WeightUpdate], Any] | None = None,
+        start_timeout_seconds: float | None = None,
+        responses_per_call: int | None = None,
+        calls_in_flight: int = 1,
+        max_worker_restarts: int = 0,
     ) -> None:
         if not workers:
             raise ValueError("workers is empty; a rollout needs at least one worker: raise placement.rollout.workers")
-        self._workers = list(workers)
-        self._timeout_seconds = timeout_seconds
-        self._publish = publish or (lambda update: update)
+        self._workers = len(workers)
+        self._start_timeout_seconds = start_timeout_seconds or timeout_seconds
+        self._responses_per_call = responses_per_call
+        self._calls_in_flight = calls_in_flight
+        self._supervisor = Supervisor(
+            workers, timeout_seconds=timeout_seconds, max_restarts=max_worker_restarts, revive=self._revive
+        )
+        self._version: int | None = None
+        self._source: WeightSource | None = None
+        self._canary: Canary | None = None
+        self._retries = 0
+
+    @property
+    def version(self) -> int | None:
+        """Number of the policy that was last given to the workers; None before the first."""
+        return self._version
 
     def generate(
         self, prompts: Sequence[Prompt], response_indices: Sequence[int], *, seed: int, step: int, policy_version: int
-    ) -> list[Completion]:
-        """Completions of all jobs in their order, the same for any number of workers.
+    ) -> RolloutBatch:
+        """Completions of all jobs in their order, the same for any number of workers and however many are lost.
+
+        A worker takes the next chunk when it has room, so a slow one holds nobody up. What cannot be generated is
+        missing in the batch and stands in its `failures`.
 
         Args:
             prompts: (B,) prompts, repeated for each response (`rollout.generation.repeat_prompts`).
@@ -74,95 +103,164 @@ class RolloutPool:
             policy_version: What every worker must sample from.
 
         Raises:
-            StaleWeightsError: if a worker has another version.
-            RolloutTimeoutError: if a worker doesn't answer in time.
+            WeightSyncError: if a worker has another version, or does not decode with its weights.
+            WorkerLostError: if a worker dies or hangs, where none is replaced.
+            RolloutWorkerError: if a worker was lost too often.
+            NoCompletionsError: if nothing at all can be generated.
         """
-        calls = [
-            (
-                worker,
-                worker.call(
-                    "generate",
-                    prompts[part],
-                    response_indices[part],
-                    seed=seed,
-                    step=step,
-                    expected_version=policy_version,
-                ),
-            )
-            for worker, part in zip(self._workers, shares(len(prompts), len(self._workers)), strict=False)
-        ]
-        return [completion for part in self._gather("generate", calls) for completion in part]
+        jobs = JobQueue(prompts, calls=self._calls(len(prompts)))
 
-    def update_weights(self, update: WeightUpdate) -> None:
-        """Brings every worker to the update's version, and checks that each says so.
+        def start(post: Post, chunk: Chunk) -> Call:
+            part = prompts[chunk.jobs], response_indices[chunk.jobs]
+            return post.call("generate", *part, seed=seed, step=step, expected_version=policy_version)
 
-        Raises:
-            ChecksumError: if a worker loaded something else.
-            StaleWeightsError: if a worker ends at another version.
-            RolloutTimeoutError: if a worker doesn't answer in time.
-        """
-        published = self._publish(update)
-        for worker, ack in zip(self._workers, self._call_all("apply_update", published), strict=True):
-            _require_ack(worker.name, ack, update)
-
-    def verify_canary(
-        self,
-        prompts: Sequence[TokenIds],
-        responses: Sequence[TokenIds],
-        expected: Sequence[PerToken],
-        *,
-        tolerance: float,
-    ) -> float:
-        """Largest difference in nats between the learner's and any worker's log-probabilities of the same responses.
-
-        Args:
-            prompts: Prompt ids of the canary sequences.
-            responses: Their response ids.
-            expected: The learner's log-probabilities of them.
-            tolerance: Largest allowed difference, nats.
-
-        Raises:
-            CanaryMismatchError: if a worker differs by more; the error names it.
-            RolloutTimeoutError: if a worker doesn't answer in time.
-        """
-        answers = self._call_all("canary", prompts, responses)
-        return max(
-            require_canary(worker.name, expected, actual, tolerance=tolerance)
-            for worker, actual in zip(self._workers, answers, strict=True)
-        )
-
-    def _call_all(self, method: str, *arguments: Any) -> list[Any]:
-        return self._gather(method, [(worker, worker.call(method, *arguments)) for worker in self._workers])
-
-    def _gather(self, method: str, calls: Sequence[tuple[WorkerHandle, PendingCall]]) -> list[Any]:
-        """Waits for all calls against one common deadline."""
-        deadline = time.monotonic() + self._timeout_seconds
-        answers: list[Any] = []
-        for worker, call in calls:
+        def work(post: Post) -> Program:
+            flight: _Flight = deque()
             try:
-                answers.append(call.result(max(0.0, deadline - time.monotonic())))
-            except TimeoutError as error:
-                raise RolloutTimeoutError(
-                    f"rollout worker {worker.name} did not finish {method!r} within {self._timeout_seconds:g} s; it "
-                    "hangs or is overloaded: look at its log, or raise rollout.timeout_seconds"
-                ) from error
-        return answers
+                while not jobs.is_done:
+                    while len(flight) < self._calls_in_flight and (chunk := jobs.take()) is not None:
+                        flight.append((chunk, start(post, chunk)))
+                    if flight:
+                        yield flight[0][1]
+                        _take_answer(post, jobs, flight, policy_version)
+                    else:
+                        yield None
+            except WorkerLostError as loss:
+                _return(jobs, flight, loss)
+                raise
+
+        self._supervisor.run(work)
+        self._retries += jobs.retries
+        return jobs.batch()
+
+    def update_weights(self, source: WeightSource) -> int:
+        """Brings every worker to the source's version, and checks that each holds it; returns the bytes sent to each.
+
+        Raises:
+            WeightSyncError: if a worker received or holds something else; the message names it and says by how much.
+            WorkerLostError, RolloutWorkerError: as `generate`.
+        """
+        self._source, self._canary = source, None
+        size_bytes = 0
+        for bucket in source.buckets():
+            self._supervisor.run(lambda post, bucket=bucket: _load(post, bucket))
+            size_bytes += bucket.header.size_bytes
+        self._version = source.version
+        return size_bytes
+
+    def adopt_version(self, version: int) -> None:
+        """Tells every worker that the learner has written this version into the memory they share with it."""
+
+        def adopt(post: Post) -> Program:
+            call = post.call("adopt_version", version)
+            yield call
+            call.answer()
+
+        self._supervisor.run(adopt)
+        self._version = version
+
+    def verify_canary(self, canary: Canary) -> float:
+        """Largest difference in nats between the learner's and any worker's log-probabilities of the canary.
+
+        A worker that is replaced from now on must pass it, too, until the next update.
+
+        Raises:
+            CanaryMismatchError: if a worker differs by more than the tolerance; the error names it.
+            WorkerLostError, RolloutWorkerError: as `generate`.
+        """
+        differences: dict[str, float] = {}
+        self._supervisor.run(lambda post: _compare(post, canary, differences))
+        self._canary = canary
+        return max(differences.values())
+
+    def drain_metrics(self) -> dict[str, float]:
+        """What went wrong and was made good since the last call."""
+        metrics = {"rollout/restarts": float(self._supervisor.restarts), "rollout/retries": float(self._retries)}
+        self._supervisor.restarts = self._retries = 0
+        return metrics
+
+    def stop(self) -> None:
+        """Ends what another thread waits for here, and everything after; the workers are left alone."""
+        self._supervisor.stop()
+
+    def _calls(self, jobs: int) -> int:
+        return max(self._workers, ceil(jobs / (self._responses_per_call or max(1, jobs))))
+
+    def _revive(self, post: Post) -> Program:
+        """A new worker with the present weights, proved as the others' were."""
+        started = post.restart(self._start_timeout_seconds)
+        yield started
+        started.answer()
+        for bucket in self._source.buckets() if self._source is not None else ():
+            yield from _load(post, bucket)
+        if self._canary is not None:
+            yield from _compare(post, self._canary, {})
 
 
-def shares(count: int, workers: int) -> list[slice]:
-    """Contiguous shares of `count` jobs that differ by at most one job, larger ones first; empty ones are left out.
+def _take_answer(post: Post, jobs: JobQueue, flight: _Flight, policy_version: int) -> None:
+    """What came of a worker's oldest chunk: completions, or an error that its prompts are blamed for."""
+    chunk, call = flight[0]
+    try:
+        completions = _named(post, call)
+        _require_version(post, completions, policy_version)
+    except (WorkerLostError, WeightSyncError, NonFiniteLogitsError):
+        raise
+    except (ValueError, RuntimeError) as error:
+        jobs.fail(chunk, error)
+    else:
+        jobs.finish(chunk, completions)
+        post.prove()
+    flight.popleft()
 
-    Example: 5 jobs for 3 workers give [0:2], [2:4], [4:5].
-    """
-    size, extra = divmod(count, workers)
-    bounds = [index * size + min(index, extra) for index in range(workers + 1)]
-    return [slice(start, stop) for start, stop in pairwise(bounds) if stop > start]
+
+def _return(jobs: JobQueue, flight: _Flight, loss: WorkerLostError) -> None:
+    """The worker was busy with the oldest chunk; the others it never saw."""
+    (chunk, _), *unseen = flight
+    for innocent, _ in reversed(unseen):
+        jobs.give_back(innocent)
+    jobs.lose(chunk, loss)
 
 
-def _require_ack(worker: str, ack: Ack, update: WeightUpdate) -> None:
-    if ack.checksum != update.checksum:
+def _load(post: Post, bucket: Bucket) -> Program:
+    call = post.call("apply_update", bucket.update)
+    yield call
+    _require_ack(post.name, _named(post, call), bucket.header)
+
+
+def _compare(post: Post, canary: Canary, differences: dict[str, float]) -> Program:
+    call = post.call("canary", canary.prompts, canary.responses)
+    yield call
+    differences[post.name] = require_canary(
+        f"rollout worker {post.name}", canary.expected, call.answer(), tolerance=canary.tolerance
+    )
+
+
+def _named(post: Post, call: Call) -> Any:
+    """The answer; what a worker says about its weights is told with its name."""
+    try:
+        return call.answer()
+    except WeightSyncError as error:
+        raise type(error)(f"rollout worker {post.name}: {error}") from error
+
+
+def _require_version(post: Post, completions: Sequence[Completion], policy_version: int) -> None:
+    for completion in completions:
+        if completion.policy_version != policy_version:
+            raise StaleWeightsError(
+                f"rollout worker {post.name} sampled prompt {completion.prompt_id!r} with policy version "
+                f"{completion.policy_version}, asked was {policy_version}"
+            )
+
+
+def _require_ack(worker: str, ack: Ack, sent: UpdateHeader) -> None:
+    if ack.checksum != sent.checksum:
         raise ChecksumError(
-            f"rollout worker {worker} loaded weights with checksum {ack.checksum}, sent was {update.checksum}"
+            f"rollout worker {worker} received weights with checksum {ack.checksum}, sent was {sent.checksum}"
         )
-    if ack.version != update.version:
-        raise StaleWeightsError(f"rollout worker {worker} is at version {ack.version} after update {update.version}")
+    if ack.mismatch is not None:
+        raise WeightMismatchError(
+            f"rollout worker {worker} holds other weights than it was sent as version {sent.version}: {ack.mismatch} "
+            f"differs by {ack.difference:.3g}; they were not loaded as they came: report it"
+        )
+    if ack.version != sent.version:
+        raise StaleWeightsError(f"rollout worker {worker} is at version {ack.version} after update {sent.version}")

@@ -1,6 +1,7 @@
 """The draw of a token, as a deterministic function of logits and a uniform number.
 
-Owns the formula and its form as a logits processor of transformers. Where the uniforms come from is `rollout.noise`.
+Owns the formula, its use on open responses, and its form as a logits processor of transformers. Where the uniforms come
+from is `rollout.noise`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from rollout.config import SamplingConfig
+from rollout.responses import OpenResponse
 
 
 def draw_tokens(logits: Tensor, uniforms: Tensor, *, workspace: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -36,40 +37,70 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, *, workspace: Tensor | None = 
     return tokens, probabilities.gather(-1, tokens).log_()
 
 
-class ForcedSampler(LogitsProcessor):
-    """Draws the next token of every row, keeps its log-probability, and leaves a greedy search no other choice.
+class ResponseSampler:
+    """Draws the next token of responses that grow side by side.
 
     Args:
-        noise: (R, B, 1) float64 uniforms, one for each response token.
-        sampling: Temperature and shortest response.
-        stop_ids: Excluded from the distribution, and so from the log-probabilities, before `min_response_tokens`.
-
-    Attributes:
-        logprobs: (R, B) float32 nats of the drawn tokens. Undefined beyond the last step and behind a row's stop token.
+        temperature: Of the softmax; log-probabilities are taken at it, too.
     """
 
-    def __init__(self, noise: Tensor, sampling: SamplingConfig, stop_ids: Sequence[int]) -> None:
-        self._noise = noise
-        self._temperature = sampling.temperature
-        self._min_tokens = sampling.min_response_tokens
-        self._stop_ids = torch.tensor(stop_ids, device=noise.device)
-        self._position = 0
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
         self._workspace: Tensor | None = None
-        self.logprobs = torch.empty(noise.shape[:2], dtype=torch.float32, device=noise.device)
+
+    def extend(self, logits: Tensor, responses: Sequence[OpenResponse]) -> Tensor:
+        """Adds a token to every response that is open.
+
+        Args:
+            logits: (B, V) float32; written into.
+            responses: One for each row.
+
+        Returns:
+            (B, 1) tokens; those of ended responses mean nothing.
+        """
+        if self._temperature != 1.0:
+            logits.div_(self._temperature)
+        _exclude(logits, responses)
+        uniforms = torch.tensor([[response.next_uniform] for response in responses], dtype=torch.float64)
+        tokens, logprobs = draw_tokens(logits, uniforms.to(logits.device), workspace=self._workspace_for(logits))
+        for response, token, logprob in zip(responses, tokens.tolist(), logprobs.tolist(), strict=True):
+            if response.finish_reason is None:
+                response.add(token[0], logprob[0])
+        return tokens
+
+    def _workspace_for(self, logits: Tensor) -> Tensor:
+        rows = len(logits)
+        if self._workspace is None or len(self._workspace) < rows:
+            self._workspace = torch.empty_like(logits, dtype=torch.float64)
+        return self._workspace[:rows]
+
+
+class ForcedSampler(LogitsProcessor):
+    """Draws the next token of every row, and leaves a greedy search no other choice.
+
+    Args:
+        responses: What each row of the search is to sample; they receive the tokens.
+        temperature: Of the softmax.
+    """
+
+    def __init__(self, responses: Sequence[OpenResponse], temperature: float) -> None:
+        self._responses = responses
+        self._sampler = ResponseSampler(temperature)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Turns (B, V) float32 logits into scores whose maximum is the drawn token.
 
         Writes into `scores`: `generate` hands over a copy that nobody else reads.
         """
-        del input_ids  # one call a step, so the position is the number of calls so far
-        if self._temperature != 1.0:
-            scores.div_(self._temperature)
-        if self._position < self._min_tokens:
-            scores.index_fill_(1, self._stop_ids, -torch.inf)
-        if self._workspace is None:
-            self._workspace = torch.empty_like(scores, dtype=torch.float64)
-        tokens, logprobs = draw_tokens(scores, self._noise[self._position], workspace=self._workspace)
-        self.logprobs[self._position] = logprobs.squeeze(1)
-        self._position += 1
-        return scores.scatter_(1, tokens, torch.inf)
+        del input_ids  # the responses know what came before
+        return scores.scatter_(1, self._sampler.extend(scores, self._responses), torch.inf)
+
+
+def _exclude(logits: Tensor, responses: Sequence[OpenResponse]) -> None:
+    """Sets the logits of what may not be drawn to -inf, in place; rows that exclude the same share an operation."""
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, response in enumerate(responses):
+        if response.excluded_ids:
+            rows_of.setdefault(response.excluded_ids, []).append(row)
+    for ids, rows in rows_of.items():
+        logits[torch.tensor(rows)[:, None], torch.tensor(ids)] = -torch.inf

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rollout.config import ResponseLimits
+
 TokenIds = NDArray[np.int32]
 PerToken = NDArray[np.float32]
 FinishReason = Literal["stop", "length"]
@@ -25,12 +27,15 @@ class Prompt:
         text: What a person wrote, rendered (chat template applied), without special tokens added by the tokenizer.
         token_ids: (P,) ids the policy is conditioned on, beginning-of-sequence included where the tokenizer adds it.
         fields: The other columns of the row that JSON can hold, for reward functions (`answer`, ...).
+        limits: Where responses to it end, in place of the run's own limits; None means the run's. The temperature is
+            common to all prompts, because the learner recomputes log-probabilities at one.
     """
 
     id: str
     text: str
     token_ids: TokenIds
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    limits: ResponseLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +66,35 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFailure:
+    """Responses that could not be generated; they are missing, never made up.
+
+    Attributes:
+        prompt_id: `Prompt.id`.
+        responses: How many.
+        reason: What was raised, by type and words.
+    """
+
+    prompt_id: str
+    responses: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutBatch:
     """B completions beside the prompts they answer; `prompts[i]` belongs to `completions[i]` (prompts repeat G times).
 
     Example with G = 2: prompts = [p0, p0, p1, p1], completions = [c00, c01, c10, c11].
+
+    Attributes:
+        prompts: (B,) one for each completion.
+        completions: (B,) what was sampled.
+        failures: What is missing.
     """
 
     prompts: Sequence[Prompt]
     completions: Sequence[Completion]
+    failures: Sequence[PromptFailure] = ()
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.completions):

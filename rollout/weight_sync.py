@@ -1,12 +1,12 @@
 """Weights on their way from the learner to the samplers, and the proof that they arrived.
 
-Owns the wire form, its checksum, the acknowledgement and the canary comparison. It does not own transport (whoever
-holds the workers) or what the tensors are (adapter or full weights: `policies`).
+Owns the wire form, its checksum, the acknowledgement and the canary comparison. It does not own the way (the learner's
+end is `weight_feed`, the sampler's `weight_receiver`) or what the tensors are (adapter or full weights: `policies`).
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,58 +20,128 @@ _UNSIGNED_OF_SIZE = {1: np.uint8, 2: np.uint16}
 """Carriers of the types numpy lacks (bfloat16, float8), by bytes per element."""
 
 
-class ChecksumError(RuntimeError):
+class WeightSyncError(RuntimeError):
+    """A sampler does not sample from the learner's weights."""
+
+
+class ChecksumError(WeightSyncError):
     """Weights changed between the learner and a sampler."""
 
 
-class CanaryMismatchError(RuntimeError):
+class WeightMismatchError(WeightSyncError):
+    """A sampler received the right weights and holds others."""
+
+
+class CanaryMismatchError(WeightSyncError):
     """A sampler and the learner disagree about the same tokens: the sampler does not run the learner's weights."""
 
 
-class StaleWeightsError(RuntimeError):
+class StaleWeightsError(WeightSyncError):
     """A sampler's weights are not of the version that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateHeader:
+    """What the sender knows of one bucket of an update: enough to check the acknowledgements of it.
+
+    Attributes:
+        version: Number of the policy these weights are.
+        bucket: Index of this part of the weights.
+        buckets: How many parts the weights have.
+        checksum: BLAKE2b over everything else in the update.
+        size_bytes: Bytes of all tensors.
+    """
+
+    version: int
+    bucket: int
+    buckets: int
+    checksum: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """A snapshot of weights, independent of the tensors it was made of.
+    """A snapshot of weights, or of one bucket of them, independent of the tensors it was made of.
 
     Attributes:
         version: Number of the policy these weights are.
         tensors: Arrays by tensor name; types numpy lacks travel as unsigned integers of the same size.
         dtypes: Torch type of each tensor, such as "bfloat16".
-        checksum: BLAKE2b over version, names, types, shapes and bytes.
+        checksum: BLAKE2b over everything else.
+        settings: Numbers beside the weights that decide a log-probability (`CausalPolicy.settings`).
+        first_rows: Where a tensor that two buckets share begins in this one, a row of its first dimension; the others
+            are whole.
+        bucket: Index of this part of the weights.
+        buckets: How many parts the weights have.
     """
 
     version: int
     tensors: Mapping[str, NDArray[Any]]
     dtypes: Mapping[str, str]
     checksum: str
+    settings: Mapping[str, float] = field(default_factory=dict[str, float])
+    first_rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    bucket: int = 0
+    buckets: int = 1
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(array.nbytes for array in self.tensors.values())
 
+    @property
+    def header(self) -> UpdateHeader:
+        """The update without its tensors."""
+        return UpdateHeader(self.version, self.bucket, self.buckets, self.checksum, self.size_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A worker's answer to an update: the version it now samples with, and the checksum of what it loaded."""
+    """A worker's answer to an update, after it has read back what it holds now.
+
+    Attributes:
+        version: Number of the policy that it samples from, or that the bucket is a part of.
+        checksum: Of what it received.
+        mismatch: The tensor or setting that differs most from what it received; None where all are equal bit for bit.
+        difference: By how much, the largest over the tensor.
+    """
 
     version: int
     checksum: str
+    mismatch: str | None = None
+    difference: float = 0.0
 
 
-def pack(tensors: Mapping[str, Tensor], version: int) -> WeightUpdate:
+def pack(
+    tensors: Mapping[str, Tensor],
+    version: int,
+    *,
+    settings: Mapping[str, float] | None = None,
+    first_rows: Mapping[str, int] | None = None,
+    bucket: int = 0,
+    buckets: int = 1,
+) -> WeightUpdate:
     """Copies tensors from any device into an update.
 
     Args:
         tensors: Weights by name.
         version: Number of the policy they are.
+        settings: Numbers that the sampler must have beside them.
+        first_rows: First row of each tensor that is a part of one.
+        bucket: Index of this part of the weights.
+        buckets: How many parts the weights have.
     """
-    arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-    return WeightUpdate(version, arrays, dtypes, _checksum(version, arrays, dtypes))
+    update = WeightUpdate(
+        version,
+        tensors={name: _to_array(tensor) for name, tensor in tensors.items()},
+        dtypes={name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+        checksum="",
+        settings=dict(settings or {}),
+        first_rows=dict(first_rows or {}),
+        bucket=bucket,
+        buckets=buckets,
+    )
+    return replace(update, checksum=_checksum(update))
 
 
 def unpack(update: WeightUpdate) -> dict[str, Tensor]:
@@ -80,7 +150,7 @@ def unpack(update: WeightUpdate) -> dict[str, Tensor]:
     Raises:
         ChecksumError: if the content is not what was packed.
     """
-    actual = _checksum(update.version, update.tensors, update.dtypes)
+    actual = _checksum(update)
     if actual != update.checksum:
         raise ChecksumError(
             f"weight update {update.version} has checksum {actual}, packed was {update.checksum}; send it again"
@@ -143,10 +213,12 @@ def _to_tensor(array: NDArray[Any], dtype: str) -> Tensor:
     return torch.from_numpy(array.copy()).view(getattr(torch, dtype))
 
 
-def _checksum(version: int, arrays: Mapping[str, NDArray[Any]], dtypes: Mapping[str, str]) -> str:
-    digest = hashlib.blake2b(str(version).encode(), digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(repr((name, dtypes[name], array.dtype.str, array.shape)).encode())
+def _checksum(update: WeightUpdate) -> str:
+    numbers = (update.version, update.bucket, update.buckets, sorted(update.settings.items()))
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=16)
+    for name in sorted(update.tensors):
+        array = np.ascontiguousarray(update.tensors[name])
+        place = (name, update.first_rows.get(name), update.dtypes[name], array.dtype.str, array.shape)
+        digest.update(repr(place).encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -91,9 +91,12 @@ def _config(architecture: str, vocabulary: int) -> PreTrainedConfig:
     grouped = shape | {"num_key_value_heads": 2, "head_dim": 8}
     settings: dict[str, dict[str, Any]] = {
         "llama": grouped,
+        "qwen2": grouped,
+        "mistral": grouped | {"sliding_window": 8},
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
         "qwen3": grouped | {"tie_word_embeddings": True},
         "gpt_neox": shape,
+        "gemma": grouped,
         "gemma2": grouped | {"sliding_window": 8, "final_logit_softcapping": 3.0},
     }
     return AutoConfig.for_model(architecture, **tokens, **settings[architecture])

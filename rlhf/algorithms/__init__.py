@@ -5,7 +5,8 @@
 - `advantages`: scores and KL to per-token rewards, the missing end-of-sequence rule, generalised advantage estimation.
 - `policy_losses`: PPO's clipped surrogate, dual clip, truncated importance weights.
 - `value_losses`: the clipped value loss and explained variance.
-- `preference_losses`: pairwise and K-wise losses for reward models.
+- `preference_losses`: pairwise and K-wise losses for reward models, with ties, soft labels, margins and centring.
+- `listwise_losses`: the Plackett-Luce loss for reward models.
 - `language_model_losses`: the pretraining term of PPO-ptx.
 
 Conventions: index t of a (B, R) tensor belongs to response token t; a mask is bool and says what True selects; inputs

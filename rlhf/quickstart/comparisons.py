@@ -14,9 +14,8 @@ from policies.tokenization import decode
 from rlhf.quickstart.recipe import MAX_PROMPT_TOKENS, RESPONSES_PER_COMPARISON, SAMPLING, Layout
 from rlhf.quickstart.world import prompt_rows, ranking_rows
 from rlhf.runtime.json_lines import write_objects
-from rollout.config import HfEngineConfig
+from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
-from rollout.hf_engine import HfGenerator
 from rollout.prompts import prompts_from_rows
 
 Row = Mapping[str, Any]
@@ -40,9 +39,7 @@ class AnswerSampler:
 
     def __init__(self, model_path: str, *, seed: int) -> None:
         self._backbone = load_backbone(ModelConfig(path=model_path))
-        self._engine = HfGenerator(
-            self._backbone, policy_adapter(self._backbone), SAMPLING, HfEngineConfig(batch_size_responses=256)
-        )
+        self._engine = build_generator(self._backbone, policy_adapter(self._backbone), SAMPLING)
         self._seed = seed
 
     def sample(self, rows: Sequence[Row]) -> dict[str, list[str]]:

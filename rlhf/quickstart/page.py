@@ -4,11 +4,13 @@ Owns the page's content; drawing is `rlhf.reports.page`'s and `rlhf.reports.char
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rlhf.quickstart.outcome import Outcomes
 from rlhf.quickstart.recipe import Layout
 from rlhf.reports.charts import Chart, Series
+from rlhf.reports.health import alerts_in, health_verdicts
 from rlhf.reports.page import Answer, Headline, ReportPage, Sample, Section, Table, Verdict
 from rlhf.runtime.run_folder import RunFiles
 
@@ -45,7 +47,7 @@ def quickstart_page(layout: Layout, outcomes: Outcomes, summary: Mapping[str, An
     return ReportPage(
         title="Quickstart: from random weights to an aligned model",
         subtitle=f"Pretraining, SFT, reward model, PPO and PPO-ptx in {summary['seconds_total']:.0f} seconds.",
-        verdicts=_verdicts(summary),
+        verdicts=[*_verdicts(summary), *_health(layout)],
         headlines=[
             Headline(
                 "gold win rate of PPO-ptx",
@@ -90,6 +92,14 @@ def _verdicts(summary: Mapping[str, Any]) -> list[Verdict]:
             f"Alignment tax: perplexity on stories {tax:+.1%} with the pretraining mix, {plain_tax:+.1%} without.",
             "good" if tax <= 0.05 else "warning",
         ),
+    ]
+
+
+def _health(layout: Layout) -> list[Verdict]:
+    return [
+        replace(verdict, text=f"{title}: {verdict.text}")
+        for name, title in TITLES.items()
+        for verdict in health_verdicts(alerts_in(RunFiles(layout.stage(name))))
     ]
 
 

@@ -12,7 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from rlhf.runtime.console import CONSOLE_COLUMNS, console_sinks_from
+from rlhf.runtime.console import CONSOLE_COLUMNS, alert_text, console_sinks_from
+from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.metric_registry import format_value
 
 TITLES = {
@@ -86,7 +87,7 @@ class _DisplaySink:
     """A metric sink that moves a bar and shows the stage's numbers beside it."""
 
     def __init__(self, progress: Progress, task: TaskID, stage: str, total_steps: int) -> None:
-        self._progress, self._task = progress, task
+        self._progress, self._task, self._stage = progress, task, stage
         self._columns = CONSOLE_COLUMNS[stage][:4]
         progress.update(task, total=total_steps)
 
@@ -97,6 +98,10 @@ class _DisplaySink:
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Shows nothing: the samples are in the report."""
+
+    def log_alert(self, alert: Alert) -> None:
+        """Prints one line above the bars."""
+        self._progress.console.print(alert_text(self._stage, alert), soft_wrap=True)
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Shows nothing: the stage has the last word."""

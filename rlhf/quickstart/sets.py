@@ -4,8 +4,10 @@
     demonstrations   2000 prompts with a completion  demonstrations-eval   200
     rankings         1000 prompts with 4 responses   rankings-eval         200
     prompts          1000 prompts                    prompts-eval          200
+    votes            300 prompts with 4 responses by different writers, each ranked by three of six raters
 
-The `-eval` sets tell of scenes that no other set holds. Owns sizes and names; the rows come from `world`.
+The `-eval` sets tell of scenes that no other set holds. Owns sizes and names, and who votes; the other rows come from
+`world`.
 """
 
 import random
@@ -13,9 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlhf.quickstart.grammar import Split
+from rlhf.quickstart.labelers import LABELERS, rank
 from rlhf.quickstart.questions import Question
 from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows, questions, ranking_rows
-from rlhf.quickstart.writers import sample_writer, write
+from rlhf.quickstart.writers import WRITERS, sample_writer, write
 
 Row = dict[str, Any]
 
@@ -23,6 +26,10 @@ SEED = 0
 RESPONSES_PER_RANKING = 4
 _SPARE_RANKINGS = 50
 """Rankings drawn beyond the size of the set, because one whose responses all tie says nothing and is left out."""
+
+VOTES_PER_PROMPT = 3
+CONTRARIAN = "felix"
+"""Sixth rater of the votes: ranks everything the wrong way round, for `rlhf rankings` to find."""
 
 
 def embedded_rows(name: str) -> list[Row]:
@@ -69,6 +76,28 @@ def _distinct_responses(question: Question, rng: random.Random) -> list[str]:
     return list(drafts)
 
 
+def _votes(count: int) -> list[Row]:
+    rng = random.Random(f"votes/{SEED}")
+    return [_voted_on(question, rng) for question in questions(count, SEED + 2)]
+
+
+def _voted_on(question: Question, rng: random.Random) -> Row:
+    """One prompt with an answer of each of some writers, and the rankings of some raters."""
+    drafts: dict[str, str] = {}
+    for writer in rng.sample(WRITERS, RESPONSES_PER_RANKING):
+        text = f" {write(question, writer.sample_style(rng), rng)}"
+        while text in drafts:
+            text = f" {write(question, writer.sample_style(rng), rng)}"
+        drafts[text] = writer.name
+    raters = {labeler.name: labeler for labeler in LABELERS} | {CONTRARIAN: LABELERS[0]}
+    votes: list[Row] = []
+    for name in rng.sample(list(raters), VOTES_PER_PROMPT):
+        ranking = rank(question, list(drafts), raters[name], rng)
+        votes.append({"rater": name, "ranking": ranking[::-1] if name == CONTRARIAN else ranking})
+    responses = [{"text": text, "model": writer} for text, writer in drafts.items()]
+    return {"prompt": question.prompt, "responses": responses, "votes": votes}
+
+
 EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
     "stories": lambda: _stories(4000, "train"),
     "stories-eval": lambda: _stories(400, "eval"),
@@ -76,6 +105,7 @@ EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
     "demonstrations-eval": lambda: _demonstrations(200, "eval"),
     "rankings": lambda: _rankings(1000, "train"),
     "rankings-eval": lambda: _rankings(200, "eval"),
+    "votes": lambda: _votes(300),
     "prompts": lambda: _prompts(1000, "train"),
     "prompts-eval": lambda: _prompts(200, "eval"),
 }

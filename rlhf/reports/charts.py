@@ -1,4 +1,4 @@
-"""Line and point charts as inline SVG: data in, markup out, no script, no library.
+"""Line, point and bar charts as inline SVG: data in, markup out, no script, no library.
 
 Owns the drawing; `axes` has ranges and ticks. Colours, type and dark mode are CSS classes of
 `report_template.html`, so one chart serves every theme. All charts share one size; a page places them in a grid.
@@ -28,7 +28,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, or a set of points.
+    """One line, a set of points, or bars.
 
     Attributes:
         name: Shown in the legend and the tooltips.
@@ -39,6 +39,7 @@ class Series:
         markers: Whether each point is drawn as a dot.
         line: Whether the points are joined.
         faint: Drawn in the background, in the colour of the series that follows.
+        bar_width: Draws y as bars from zero, so wide in units of x, instead of points and lines; None draws none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Series:
     markers: bool = False
     line: bool = True
     faint: bool = False
+    bar_width: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Chart:
         y_label: Unit of the vertical axis, shown below the title.
         series: Drawn in order, each in a colour of its own.
         references: Dashed lines.
+        identity: Label of a dashed line at y = x; empty for none.
+        shown: Values that the vertical axis must reach, so that several charts have one scale.
         categories: Names of x = 0, 1, 2, ...; empty where x is a number.
         description: A sentence below the chart.
     """
@@ -79,6 +83,8 @@ class Chart:
     y_label: str
     series: Sequence[Series]
     references: Sequence[ReferenceLine] = ()
+    identity: str = ""
+    shown: Sequence[float] = ()
     categories: Sequence[str] = ()
     description: str = ""
 
@@ -150,8 +156,12 @@ def _interval(series: Series) -> list[tuple[float, float, float]]:
 
 def _axes(chart: Chart, points: list[Point]) -> tuple[Axis, Axis]:
     xs = [x for x, _ in points] + [line.value for line in chart.references if line.axis == "x"]
-    ys = [y for _, y in points] + [line.value for line in chart.references if line.axis == "y"]
+    ys = [*chart.shown, *(y for _, y in points)] + [line.value for line in chart.references if line.axis == "y"]
     ys += [end for series in chart.series for _, low, high in _interval(series) for end in (low, high)]
+    for series in chart.series:
+        if series.bar_width is not None:
+            ys.append(0.0)
+            xs += [x + side * series.bar_width for x, _ in _finite_points(series) for side in (-0.5, 0.5)]
     vertical = vertical_axis(ys, _BOTTOM, _TOP)
     if chart.categories:
         return category_axis(len(chart.categories), _LEFT, _RIGHT), vertical
@@ -164,7 +174,7 @@ def _empty_body() -> list[str]:
 
 
 def _body(chart: Chart, x: Axis, y: Axis) -> list[str]:
-    parts = [*_horizontal_grid(y), *_horizontal_ticks(chart, x)]
+    parts = [*_horizontal_grid(y), *_horizontal_ticks(chart, x), *_identity_marks(chart.identity, x, y)]
     for series, colour in _coloured(chart.series):
         parts += [f'<g class="c{colour}{" faint" if series.faint else ""}">', *_series_marks(series, x, y), "</g>"]
     parts += [mark for line in chart.references for mark in _reference_marks(line, x, y)]
@@ -187,6 +197,9 @@ def _horizontal_ticks(chart: Chart, x: Axis) -> Iterator[str]:
 
 
 def _series_marks(series: Series, x: Axis, y: Axis) -> Iterator[str]:
+    if series.bar_width is not None:
+        yield from _bar_marks(_finite_points(series), series.bar_width, x, y)
+        return
     interval = _interval(series)
     if series.markers:
         for at, low, high in interval:
@@ -198,6 +211,18 @@ def _series_marks(series: Series, x: Axis, y: Axis) -> Iterator[str]:
         yield from _line_marks(series, x, y)
     if series.markers:
         yield from (_dot(x(at), y(value)) for at, value in _finite_points(series))
+
+
+def _bar_marks(points: list[Point], width: float, x: Axis, y: Axis) -> Iterator[str]:
+    """Bars side by side and an outline over them, so that two series stay legible where they overlap."""
+    for at, value in points:
+        left, right, (top, bottom) = x(at - width / 2), x(at + width / 2), sorted((y(value), y(0.0)))
+        yield (
+            f'<rect class="column" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+            f'height="{bottom - top:.1f}"/>'
+        )
+    outline = [end for at, value in points for end in ((at - width / 2, value), (at + width / 2, value))]
+    yield f'<polyline points="{_coordinates(outline, x, y)}"/>'
 
 
 def _line_marks(series: Series, x: Axis, y: Axis) -> Iterator[str]:
@@ -250,6 +275,16 @@ def _reference_marks(line: ReferenceLine, x: Axis, y: Axis) -> Iterator[str]:
         at = f"{x(line.value):.1f}"
         yield f'<line class="reference" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_BOTTOM}"/>'
         yield f'<text class="reference" x="{at}" dx=".4em" y="{_TOP + 9}">{label}</text>'
+
+
+def _identity_marks(label: str, x: Axis, y: Axis) -> Iterator[str]:
+    """The part of y = x that both axes show, its label above its upper end."""
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    if not label or low >= high:
+        return
+    right, top = f"{x(high):.1f}", f"{y(high):.1f}"
+    yield f'<line class="reference" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{right}" y2="{top}"/>'
+    yield f'<text class="reference" x="{right}" y="{top}" dy="-.5em" text-anchor="end">{escape(label)}</text>'
 
 
 def _hover_marks(chart: Chart, x: Axis, y: Axis) -> list[str]:

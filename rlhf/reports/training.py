@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import cast
 
 from rlhf.reports.charts import Chart, Series
+from rlhf.reports.health import alerts_in, health_sections, health_verdicts
 from rlhf.reports.page import Answer, Cell, Headline, Listing, ReportPage, Sample, Section, Table, Verdict, is_number
+from rlhf.runtime.health.monitor import HEALTH_SUMMARY
+from rlhf.runtime.health.rule import Alert
+from rlhf.runtime.health.training import NON_FINITE_METRIC
 from rlhf.runtime.metric_registry import GROUPS, find_metric, registry_order
 from rlhf.runtime.run_folder import Row, RunFiles
 
@@ -32,12 +36,17 @@ def generic_training_page(run_folder_path: str | Path, title: str = "") -> Repor
         title: Headline of the page; empty takes the folder's name.
     """
     files = RunFiles(run_folder_path)
-    rows, summary = files.read_metrics(), files.read_summary()
-    sections = [*_summary_sections(summary), *_sample_sections(files.read_samples()), *metric_sections(rows)]
+    rows, summary, alerts = files.read_metrics(), files.read_summary(), alerts_in(files)
+    sections = [
+        *_summary_sections(summary),
+        *health_sections(alerts),
+        *_sample_sections(files.read_samples()),
+        *metric_sections(rows),
+    ]
     return ReportPage(
         title=title or files.path.resolve().name,
         subtitle=_subtitle(rows),
-        verdicts=_verdicts(rows, finished=bool(summary)),
+        verdicts=[*_health(alerts, summary), *_verdicts(_untold(rows, alerts), finished=bool(summary))],
         headlines=_headlines(summary),
         sections=[*sections, *_record_sections(files)],
     )
@@ -133,6 +142,17 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
+def _health(alerts: Sequence[Alert], summary: Row) -> list[Verdict]:
+    if HEALTH_SUMMARY in summary and not alerts:
+        return [Verdict("No health rule found trouble.", "good")]
+    return health_verdicts(alerts)
+
+
+def _untold(rows: Sequence[Row], alerts: Sequence[Alert]) -> Sequence[Row]:
+    """The rows whose non-finite values no alert has told; runs of earlier versions have no alerts."""
+    return [] if any(alert.rule == NON_FINITE_METRIC.name for alert in alerts) else rows
+
+
 def _verdicts(rows: Sequence[Row], *, finished: bool) -> list[Verdict]:
     verdicts = [
         Verdict(f"{key} was not finite at step {row['step']}.", "bad")
@@ -156,7 +176,11 @@ def _readable(key: str) -> str:
 
 def _summary_sections(summary: Row) -> list[Section]:
     """A table of the summary's nested parts: a row each, their fields as columns."""
-    parts = {name: cast(dict[str, Cell], part) for name, part in summary.items() if isinstance(part, dict)}
+    parts = {
+        name: cast(dict[str, Cell], part)
+        for name, part in summary.items()
+        if isinstance(part, dict) and name != HEALTH_SUMMARY
+    }
     fields = list(dict.fromkeys(key for part in parts.values() for key in part))
     if not fields:
         return []

@@ -5,5 +5,6 @@
   `environment` the versions it records.
 - `metric_registry`: every metric's key, unit and meaning. `metrics`: from the loop to metrics.jsonl, terminal and W&B;
   `console` is the terminal's line a step.
+- `health`: rules over the metrics that say what goes wrong and what to do.
 - `training_state`: checkpoints of a whole training state.
 """

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,19 +18,20 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.process_environment import PROCESS_ENVIRONMENT
 from rlhf.runtime.placement import Resources, local_resources, refuse_impossible, total_resources
-from rlhf.runtime.workers import WorkerError, WorkerTimeoutError
-from rollout.pool import PendingCall, WorkerHandle
+from rlhf.runtime.workers import WorkerDiedError, WorkerError, WorkerTimeoutError
+from rollout.calls import PendingCall, WorkerHandle
 
 _CONNECT_SECONDS = 10.0
 
 
 class _RayFuture:
     def __init__(self, name: str, method: str, reference: "ray.ObjectRef[Any]") -> None:
-        self._name, self._method, self._reference = name, method, reference
+        self._name, self._method = name, method
+        self.reference = reference
 
     def result(self, timeout_seconds: float) -> Any:
         try:
-            return ray.get(self._reference, timeout=timeout_seconds)
+            return ray.get(self.reference, timeout=timeout_seconds)
         except ray.exceptions.GetTimeoutError as error:
             raise WorkerTimeoutError(
                 f"actor {self._name} did not finish {self._method} within {timeout_seconds:g} seconds"
@@ -38,20 +40,51 @@ class _RayFuture:
             # What the role raised is what the caller must see: a ValueError there is a user's error here.
             error.cause.add_note(f"raised in actor {self._name}")
             raise error.cause from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(f"actor {self._name} died during {self._method}: {str(error).splitlines()[0]}") from error
+        # A lost object is an answer that went down with its node.
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            reason = str(error).splitlines()[0]
+            raise WorkerDiedError(f"actor {self._name} died during {self._method}: {reason}") from error
+
+    def when_done(self, notify: Callable[[], None]) -> None:
+        # From a thread of Ray's.
+        self.reference.future().add_done_callback(lambda _: notify())
 
 
 class RayWorker:
-    """A role object in a Ray actor."""
+    """A role object in a Ray actor.
 
-    def __init__(self, name: str, actor: Any) -> None:
+    Args:
+        name: Name for errors.
+        start: Starts an actor; it builds its object when `build` tells it to.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Any]) -> None:
         self.name = name
-        self._actor = actor
+        self._start = start
+        self._actor = start()
+
+    def build(self) -> PendingCall:
+        """Builds the role object; the answer holds what that raised."""
+        return _RayFuture(self.name, "start-up", self._actor.build.remote())
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
-        """Sends the call; arguments travel through Ray's object store."""
-        return _RayFuture(self.name, method, self._actor.call.remote(method, arguments, keywords))
+        """Sends the call; arguments travel through Ray's object store, another actor's answer from there directly."""
+        # Ray resolves references that are arguments themselves, not those inside of a tuple.
+        sent = [argument.reference if isinstance(argument, _RayFuture) else argument for argument in arguments]
+        return _RayFuture(self.name, method, self._actor.call.remote(method, *sent, **keywords))
+
+    def restart(self) -> PendingCall:
+        """Ends the actor and starts another one on the same share of the cluster.
+
+        Not by Ray's own `max_restarts`: that helps against death only, and an actor that hangs is to be replaced, too.
+        """
+        self.kill()
+        self._actor = self._start()
+        return self.build()
+
+    def kill(self) -> None:
+        """Ends the actor, whatever it is doing."""
+        ray.kill(self._actor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +164,20 @@ def ray_workers(
     """
     refuse_impossible([request.resources for request in requests], offered)
     group = placement_group([_bundle(request.resources) for request in requests], strategy="PACK")
-    actors: list[Any] = []
+    workers: list[RayWorker] = []
     try:
         if not group.wait(timeout_seconds=min(timeout_seconds, 60.0)):
             wanted = total_resources(request.resources for request in requests)
             raise WorkerError(f"placement: {wanted} are not free in the cluster now; other jobs hold them")
         for index, request in enumerate(requests):
-            actors.append(_start(request, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)))
-        workers = [RayWorker(request.name, actor) for request, actor in zip(requests, actors, strict=True)]
-        starting = [
-            _RayFuture(worker.name, "start-up", actor.build.remote())
-            for worker, actor in zip(workers, actors, strict=True)
-        ]
-        for start in starting:
-            start.result(timeout_seconds)
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+            workers.append(RayWorker(request.name, partial(_start, request, strategy)))
+        for starting in [worker.build() for worker in workers]:
+            starting.result(timeout_seconds)
         yield list(workers)
     finally:
-        for actor in actors:
-            ray.kill(actor)
+        for worker in workers:
+            worker.kill()
         remove_placement_group(group)
 
 
@@ -173,6 +202,6 @@ class _Actor:
         """Builds the object. Not in the constructor: an error there reaches the driver as text, without its type."""
         self._target = self._factory(**self._keywords)
 
-    def call(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """Runs `method` of the role object."""
         return getattr(self._target, method)(*arguments, **keywords)

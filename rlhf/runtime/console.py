@@ -8,6 +8,7 @@ from typing import IO, Protocol
 from rich.console import Console
 from rich.text import Text
 
+from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.metric_registry import format_value
 
 # Per stage, what a person watches while it runs: metric and its short label.
@@ -87,6 +88,10 @@ class ConsoleSink:
     def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Prints nothing: samples are read in samples.jsonl, the report or W&B."""
 
+    def log_alert(self, alert: Alert) -> None:
+        """Prints one line, below that of its step."""
+        self._console.print(alert_text(self._stage, alert), soft_wrap=True)
+
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Prints nothing: the stage has the last word."""
 
@@ -100,6 +105,10 @@ class TerminalSink(Protocol):
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         """Takes sampled answers."""
+        ...
+
+    def log_alert(self, alert: Alert) -> None:
+        """Takes what a health rule found."""
         ...
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
@@ -129,6 +138,13 @@ def console_sink(stage: str, total_steps: int) -> TerminalSink:
 def stages_announce() -> bool:
     """Whether a stage should print its outcome itself; False where a surrounding display speaks for the whole chain."""
     return _FACTORY.get() is ConsoleSink
+
+
+def alert_text(stage: str, alert: Alert) -> Text:
+    """`<stage> warning at step 12 (kl_runaway): what was found. What to do.`, on one line."""
+    color = "bold red" if alert.severity == "error" else "bold yellow"
+    head = (f"{stage} {alert.severity} at step {alert.step}", color)
+    return Text.assemble(head, f" ({alert.rule}): {alert.finding}. ", (alert.remedy, "dim"))
 
 
 def _value_text(value: float | None) -> Text:

@@ -56,6 +56,9 @@ _DOCUMENTED = (
     Metric("objective/non_score_reward", _REWARD, "Mean over responses of the KL penalty, -kl_coef times KL."),
     Metric("objective/kl", _PER_SEQUENCE, "Mean over responses of the summed k1 KL estimate from policy to reference."),
     Metric("objective/kl_coef", "reward per nat", "Coefficient of the KL penalty in this step."),
+    Metric(
+        "objective/score_length_correlation", "1", "Pearson correlation of score and length; absent if one is constant."
+    ),
     Metric("objective/entropy", _PER_SEQUENCE, "Mean over responses of the summed -log p of the sampled tokens."),
     Metric("loss/train", "nats", "Training loss of the step; for a language model, cross-entropy per token."),
     Metric("loss/policy", "1", "Clipped policy loss, mean over the step's minibatches."),
@@ -65,6 +68,7 @@ _DOCUMENTED = (
     Metric("policy/approxkl_k3", _PER_TOKEN, "Mean of ratio - 1 - log(ratio): the same distance by the k3 estimator."),
     Metric("policy/clipfrac", "share", "Share of tokens whose gradient the ratio clip removes."),
     Metric("policy/dual_clipfrac", "share", "Share of tokens that the dual clip bounds."),
+    Metric("policy/skipped_minibatches", "minibatches", "Minibatches of the step that `max_approx_kl` left out."),
     Metric("policy/importance_weight_mean", "1", "Mean truncated importance weight, engine to learner."),
     Metric("policy/entropy", _PER_TOKEN, "Mean entropy of the policy's next-token distribution."),
     Metric("policy/ratio_mean", "1", "Mean probability ratio of policy to behavior."),
@@ -80,7 +84,8 @@ _DOCUMENTED = (
     Metric("critic/return_mean", _REWARD, "Mean return over response tokens."),
     Metric("critic/grad_norm", "1", "Global gradient norm of the critic before clipping."),
     Metric("critic/lr", "1", "Learning rate of the critic."),
-    Metric("rm/loss", "nats", "-log sigmoid of the score difference, mean over pairs."),
+    Metric("rm/loss", "nats", "Loss of the step, as `loss` defines it: mean over pairs or choices, then prompts."),
+    Metric("rm/centering", "reward^2", "Mean of (twice the mean score of a prompt)^2, before its coefficient."),
     Metric("rm/accuracy", "share", "Share of pairs ranked as the labels say; equal scores count one half."),
     Metric("rm/margin", _REWARD, "Mean score difference between better and worse response."),
     Metric("rm/score_mean", _REWARD, "Mean score of all responses."),
@@ -109,8 +114,12 @@ _DOCUMENTED = (
     Metric("rollout/response_length_max", "tokens", "Longest response of the step."),
     Metric("rollout/eos_rate", "share", "Share of responses that ended by themselves."),
     Metric("rollout/truncated_rate", "share", "Share of responses that the token budget cut off."),
-    Metric("rollout/policy_version", "updates", "Version of the policy that sampled."),
-    Metric("rollout/dropped", "responses", "Responses lost to a failed worker or a failed reward; never scored 0."),
+    Metric("rollout/policy_version", "updates", "Version of the policy that sampled; of the oldest sample."),
+    Metric("rollout/policy_age", "updates", "Updates between the policy that sampled and the one that learns; mean."),
+    Metric("rollout/stale", "responses", "Responses dropped because they were older than `rollout.max_policy_age`."),
+    Metric("rollout/dropped", "responses", "Responses lost to a failed prompt or a failed reward; never scored 0."),
+    Metric("rollout/restarts", "workers", "Rollout workers that died or hung and were replaced."),
+    Metric("rollout/retries", "calls", "Calls to rollout workers that were made again, whole or in parts."),
     Metric("sync/version", "updates", "Version that every rollout worker acknowledged."),
     Metric("sync/canary_max_logprob_diff", "nats", "Largest gap between learner and workers on canaries."),
     Metric("sync/bytes", "bytes", "Bytes sent to each worker."),
@@ -119,7 +128,8 @@ _DOCUMENTED = (
     Metric("perf/padding_waste", "share", "Share of padding among the tokens the learner computed."),
     Metric("perf/peak_memory_mib", "MiB", "Largest memory of the process (device memory on a GPU)."),
     Metric("time/step", "s", "The whole step."),
-    Metric("time/rollout", "s", "Sampling responses."),
+    Metric("time/rollout", "s", "Sampling responses, with the transfer of weights that they waited for."),
+    Metric("time/rollout_wait", "s", "Waiting for responses: all of time/rollout, unless generation runs ahead."),
     Metric("time/score", "s", "Scores, reference log-probabilities and values."),
     Metric("time/experience", "s", "Rewards, advantages and returns."),
     Metric("time/update", "s", "Gradient updates."),
@@ -137,7 +147,9 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in _DOCUMENTED}
 
 FAMILIES = (
     Metric("reward/<component>", _REWARD, "Mean score of one reward component, before weighting."),
+    Metric("reward/<component>/disagreement", _REWARD, "Mean standard deviation over the members of an ensemble."),
     Metric("eval/<name>/<metric>", "", "A documented eval metric, of one of several models or judges."),
+    Metric("reward/<component>/failed", "responses", "Responses that this component could not score; never scored 0."),
 )
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_.-]+")
@@ -152,6 +164,10 @@ def find_metric(key: str) -> Metric | None:
         return None
     if len(parts) == 2 and parts[0] == "reward":
         return replace(FAMILIES[0], key=key)
+    if len(parts) == 3 and parts[0] == "reward" and parts[2] == "disagreement":
+        return replace(FAMILIES[1], key=key)
+    if len(parts) == 3 and parts[0] == "reward" and parts[2] == "failed":
+        return replace(FAMILIES[3], key=key)
     base = METRICS.get(f"eval/{parts[-1]}")
     if len(parts) == 3 and parts[0] == "eval" and base is not None:
         return replace(base, key=key, description=f"{base.description} ({parts[1]})")

@@ -1,7 +1,8 @@
 """From a training loop to metrics.jsonl, the terminal and Weights & Biases. The only file that imports wandb.
 
-Owns conversion (one device transfer a step), the refusal of undocumented keys, and the fan-out to sinks. The keys stand
-in `metric_registry.py`, the files in `run_folder.py`, the terminal's columns in `console.py`.
+Owns conversion (one device transfer a step), the refusal of undocumented keys, the fan-out to sinks, and when the
+health rules look. The keys stand in `metric_registry.py`, the files in `run_folder.py`, the terminal's columns in
+`console.py`, the rules in `health/`.
 """
 
 import logging
@@ -17,6 +18,8 @@ import torch
 from rlhf.runtime.config import TrackingConfig
 from rlhf.runtime.console import console_sink
 from rlhf.runtime.environment import describe_environment
+from rlhf.runtime.health.monitor import HEALTH_SUMMARY, HealthMonitor
+from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.metric_registry import require_documented
 from rlhf.runtime.run_folder import RunFolder
@@ -58,20 +61,28 @@ class MetricSink(Protocol):
         """Takes answers sampled at one step, with the same fields every time."""
         ...
 
+    def log_alert(self, alert: Alert) -> None:
+        """Takes what a health rule found."""
+        ...
+
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Takes the final numbers, empty where a run ended early, and lets go of resources."""
         ...
 
 
 class MetricLogger:
-    """Sends each step's numbers to every sink; as a context manager it closes them whatever happens.
+    """Sends each step's numbers, and what the health rules find in them, to every sink.
+
+    As a context manager it closes the sinks whatever happens.
 
     Args:
         sinks: Served in order; put the one that must not lose anything first.
+        health: Looks at every step, and adds its verdict to the summary as `health`; None where nothing is trained.
     """
 
-    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+    def __init__(self, sinks: Sequence[MetricSink], *, health: HealthMonitor | None = None) -> None:
         self._sinks = list(sinks)
+        self._health = health
 
     def __enter__(self) -> "MetricLogger":
         return self
@@ -89,6 +100,13 @@ class MetricLogger:
         numbers = to_floats(metrics)
         for sink in self._sinks:
             sink.log(step, numbers)
+        for alert in [] if self._health is None else self._health.observe(step, numbers):
+            self.log_alert(alert)
+
+    def log_alert(self, alert: Alert) -> None:
+        """Tells every sink of an alert: one of the health rules', or one of an error that ends the run."""
+        for sink in self._sinks:
+            sink.log_alert(alert)
 
     def log_samples(self, step: int, rows: Rows) -> None:
         """Logs answers to the fixed prompts; `rows` hold plain values and the same fields every time."""
@@ -98,6 +116,8 @@ class MetricLogger:
     def close(self, summary: Mapping[str, object], *, failed: bool = False) -> None:
         """Hands over the final numbers and closes every sink; a second call does nothing."""
         sinks, self._sinks = self._sinks, []
+        if summary and self._health is not None:
+            summary = {**summary, HEALTH_SUMMARY: self._health.summary()}
         for sink in sinks:
             sink.close(summary, failed=failed)
 
@@ -109,8 +129,11 @@ def open_metric_logger(
     *,
     stage: str,
     total_steps: int,
+    health: HealthMonitor | None = None,
 ) -> MetricLogger:
     """The logger of a stage: metrics.jsonl first, then the terminal, then W&B unless it is off.
+
+    `health` is as in `MetricLogger`; of a resumed run it has seen the earlier rows.
 
     Raises:
         ValueError: W&B should be online and there is no WANDB_API_KEY.
@@ -121,7 +144,7 @@ def open_metric_logger(
     if mode != "off":
         must_be_online = tracking.wandb == "online"
         sinks.append(WandbSink(run_folder, tracking, resolved_config, stage, mode, must_be_online=must_be_online))
-    return MetricLogger(sinks)
+    return MetricLogger(sinks, health=health)
 
 
 def to_floats(metrics: Mapping[str, Number]) -> dict[str, float]:
@@ -151,7 +174,7 @@ def _scalar(key: str, value: torch.Tensor) -> torch.Tensor:
 
 
 class JsonlSink:
-    """metrics.jsonl, samples.jsonl and summary.json of the run folder."""
+    """metrics.jsonl, samples.jsonl, alerts.jsonl and summary.json of the run folder."""
 
     def __init__(self, run_folder: RunFolder) -> None:
         self._run_folder = run_folder
@@ -163,6 +186,10 @@ class JsonlSink:
     def log_samples(self, step: int, rows: Rows) -> None:
         """Appends one line a sample."""
         self._run_folder.append_samples(step, rows)
+
+    def log_alert(self, alert: Alert) -> None:
+        """Appends the alert's line."""
+        self._run_folder.append_alert(alert.as_row())
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Writes summary.json; a failed or interrupted run gets none, so its presence means the end was reached."""
@@ -261,6 +288,12 @@ class WandbSink:
                 )
             table.add_data(step, *row.values())
         self._run.log({SAMPLE_TABLE: table, STEP_AXIS: step})
+
+    def log_alert(self, alert: Alert) -> None:
+        """Sends a W&B alert, by mail or Slack as people have set it up there; of each rule at most one a minute."""
+        level = "ERROR" if alert.severity == "error" else "WARN"
+        text = f"Step {alert.step}: {alert.finding}.\n\n{alert.cause}\n\n{alert.remedy}"
+        self._run.alert(title=alert.rule, text=text, level=level)
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Sends the final numbers and ends the run, as crashed where it failed; waits a bounded time for uploads."""

@@ -4,6 +4,7 @@
     environment.json  one entry a session (start or resume): library versions, Python, git commit
     metrics.jsonl     one object a step, `step` ascending
     samples.jsonl     one object a sampled answer
+    alerts.jsonl      one object an alert of the health rules
     summary.json      final numbers
     checkpoints/      written by `training_state.py`
     report.html       written by `rlhf.reports`
@@ -41,6 +42,7 @@ class RunFiles:
         self.environment_path = self.path / "environment.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.jsonl"
+        self.alerts_path = self.path / "alerts.jsonl"
         self.summary_path = self.path / "summary.json"
         self.checkpoints_path = self.path / "checkpoints"
         self.report_path = self.path / "report.html"
@@ -63,6 +65,10 @@ class RunFiles:
     def read_samples(self) -> list[Row]:
         """The sampled answers, oldest first, each with its `step`."""
         return json_lines.read_objects(self.samples_path)
+
+    def read_alerts(self) -> list[Row]:
+        """What the health rules found, oldest first, each with the `step` at which its trouble began."""
+        return json_lines.read_objects(self.alerts_path)
 
     def read_summary(self) -> Row:
         """The final numbers; empty while the run has not ended."""
@@ -154,12 +160,16 @@ class RunFolder(RunFiles):
             lines = [json_lines.encode({"step": step, **row}) for row in rows]
             json_lines.append_line(self.samples_path, "\n".join(lines))
 
+    def append_alert(self, alert: Mapping[str, object]) -> None:
+        """Adds what a health rule found; `alert` holds the `step`."""
+        json_lines.append_line(self.alerts_path, json_lines.encode(alert))
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Replaces summary.json in one piece."""
         json_lines.write_atomically(self.summary_path, json_lines.encode(summary, indent=2) + "\n")
 
     def truncate_after(self, step: int) -> None:
-        """Drops metrics and samples of later steps, which a run resumed from the checkpoint of `step` writes anew."""
+        """Drops what was written about later steps; a run resumed from the checkpoint of `step` writes it anew."""
         _keep_rows(self, lambda row: cast(int, row["step"]) <= step)
         self._last_step = _last_step(self.metrics_path)
 
@@ -215,8 +225,8 @@ def _write_owner(file: IO[str]) -> None:
 
 def _refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]) -> None:
     saved, given = (
-        _leaves(files.read_config()),
-        _leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration")),
+        leaves(files.read_config()),
+        leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration")),
     )
     missing = "(absent)"
     keys = sorted(key for key in saved.keys() | given.keys() if key.split(".")[0] not in CHANGEABLE_ON_RESUME)
@@ -233,7 +243,7 @@ def _refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object
         )
 
 
-def _leaves(tree: object, prefix: str = "") -> Row:
+def leaves(tree: object, prefix: str = "") -> Row:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`; a list counts as one leaf, an empty mapping too."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
@@ -241,7 +251,7 @@ def _leaves(tree: object, prefix: str = "") -> Row:
     return {
         leaf: value
         for key, branch in branches.items()
-        for leaf, value in _leaves(branch, f"{prefix}.{key}" if prefix else str(key)).items()
+        for leaf, value in leaves(branch, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 
@@ -261,8 +271,8 @@ def _write_session(files: RunFiles, *, earlier: list[object]) -> None:
 
 
 def _keep_rows(files: RunFiles, keep: Callable[[Row], bool]) -> None:
-    """Rewrites metrics and samples with the complete lines that `keep` selects."""
-    for path in (files.metrics_path, files.samples_path):
+    """Rewrites metrics, samples and alerts with the complete lines that `keep` selects."""
+    for path in (files.metrics_path, files.samples_path, files.alerts_path):
         if path.exists():
             json_lines.write_objects(path, [row for row in json_lines.read_objects(path) if keep(row)])
 

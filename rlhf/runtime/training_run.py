@@ -1,7 +1,8 @@
-"""What every training stage opens before its first step: run folder, newest checkpoint, metric logger.
+"""What every training stage opens before its first step: run folder, newest checkpoint, health rules, metric logger.
 
-Owns the order of opening, and that rows of steps which the checkpoint does not know are dropped before they are written
-anew. What is trained, saved and said at the end is the stage's business.
+Owns the order of opening, that rows of steps which the checkpoint does not know are dropped before they are written
+anew, and that a number which ends the run is told like what the health rules find. What is trained, saved and said at
+the end is the stage's business.
 """
 
 from collections.abc import Iterator
@@ -9,9 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf.config import StageConfig
+from rlhf.optimization import NonFiniteLossError
+from rlhf.runtime.health.catalogue import rules_for
+from rlhf.runtime.health.monitor import HealthMonitor
+from rlhf.runtime.health.training import TRAINING_STOPPED
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
+from rollout.responses import NonFiniteLogitsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +54,14 @@ def open_training_run(config: StageConfig, *, resume: bool, stage: str, total_st
     with open_folder(config.run_dir, resolved) as folder:
         checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
         folder.truncate_after(checkpoint.step if checkpoint else -1)
-        with open_metric_logger(folder, config.tracking, resolved, stage=stage, total_steps=total_steps) as metrics:
-            yield TrainingRun(folder, metrics, checkpoint)
+        health = HealthMonitor(rules_for(config))
+        health.replay(folder.read_metrics())
+        with open_metric_logger(
+            folder, config.tracking, resolved, stage=stage, total_steps=total_steps, health=health
+        ) as metrics:
+            try:
+                yield TrainingRun(folder, metrics, checkpoint)
+            except (NonFiniteLossError, NonFiniteLogitsError) as error:
+                finding = error.finding if isinstance(error, NonFiniteLossError) else str(error)
+                metrics.log_alert(TRAINING_STOPPED.alert(1 + (folder.last_step or 0), finding))
+                raise

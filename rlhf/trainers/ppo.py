@@ -4,11 +4,13 @@ Owns the order of things, and what is logged and saved. The roles compute (`rlhf
 them; the formulas stand in `rlhf.algorithms`.
 """
 
+import logging
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,16 +23,19 @@ from rlhf.optimization import NonFiniteLossError
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.requests import reward_requests
-from rlhf.role_groups import RoleGroups, open_roles
+from rlhf.role_groups import CanarySequences, PublishedWeights, RoleGroups, canaries_of, open_roles
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import TrainingState, save_checkpoint
+from rlhf.runtime.training_state import TrainingState, save_checkpoint, with_owner
 from rlhf.trainers.ppo_inputs import PpoInputs
+from rollout.buffer import Rollout, RolloutBuffer
 from rollout.prompts import PromptStream
-from rollout.types import PerToken, RolloutBatch
+from rollout.types import PerToken, Prompt, RolloutBatch
 
 Metrics = dict[str, float]
+
+logger = logging.getLogger(__name__)
 
 # The progress samples use the same sampling noise every time, under a step number that training never reaches.
 _SAMPLE_NOISE_STEP = 2**31 - 1
@@ -85,36 +90,35 @@ class PpoTrainer:
         self._steps_done = 0
         self._saved_step: int | None = None
         self._version = 0
+        self._buffer = RolloutBuffer(max_policy_age=config.rollout.max_policy_age, cancel=roles.rollout.stop)
+        self._rollouts = 0
+        self._canaries: CanarySequences | None = None
+        self._is_synced = False
         self._episodes = 0
         self._tokens = self._logged_tokens = 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def train(self) -> dict[str, Any]:
         """Steps to the end; returns the summary."""
-        self._roles.sync(self._version)
-        if self._steps_done == 0:
-            self._show_samples()
-        while self._steps_done < self._config.steps:
-            try:
-                metrics = self.step()
-            except NonFiniteLossError:
-                # The weights are those before the bad optimizer step. Earlier checkpoints stay beside them, because the
-                # damage may be older, and so does one of this very step, from before its first minibatch.
-                if self._saved_step != self._steps_done:
-                    self._save(keep_last=self._config.checkpoint.keep_last + 1)
-                raise
-            self._steps_done += 1
-            self._after_step(metrics)
+        self._weights = self._roles.publish(self._version, canaries=self._canaries)
+        if self._is_synced:
+            self._roles.load(self._weights)
+        with closing(self._buffer):
+            if self._steps_done == 0:
+                self._show_samples()
+            while self._steps_done < self._config.steps:
+                metrics = self._step_or_save()
+                self._steps_done += 1
+                self._after_step(metrics)
         return self._summary()
 
     def step(self) -> Metrics:
         """One PPO step (Ouyang et al. 2022, section 3.5): consumes prompts, produces a policy one version newer."""
-        config, n = self._config, self._config.rollout
-        prompts = self._stream.next(n.prompts_per_step)
-        with self._timed("rollout"):
-            batch = self._roles.generate(
-                prompts, n.responses_per_prompt, seed=config.seed, step=self._steps_done, version=self._version
-            )
+        config = self._config
+        with self._timed("rollout_wait"):
+            self._run_ahead()
+            rollout = self._buffer.take(self._version)
+        batch = rollout.batch
         with self._timed("score"):
             reward, reference_logprobs, values = self._judge(batch)
         with self._timed("experience"):
@@ -132,7 +136,7 @@ class PpoTrainer:
         self._kl.update(metrics["objective/kl"], len(experience))
         with self._timed("sync"):
             self._version += 1
-            metrics |= self._roles.sync(self._version, canaries=batch)
+            metrics = {**rollout.metrics} | metrics | self._publish(batch)
         return metrics | _component_means(reward) | self._rollout_metrics(batch)
 
     def restore(self, state: TrainingState) -> None:
@@ -140,6 +144,7 @@ class PpoTrainer:
 
         `train` gives the weights to every worker.
         """
+        prompts = {prompt.id: prompt for prompt in self._inputs.prompts}
         self._roles.learn("load_state", state)
         driver = state.values["driver"]
         self._stream.load_state_dict(driver["prompts"])
@@ -147,6 +152,60 @@ class PpoTrainer:
         self._episodes, self._tokens, self._version = driver["episodes"], driver["tokens"], driver["version"]
         self._logged_tokens = self._tokens
         self._steps_done = self._saved_step = state.step
+        self._buffer.load_state(state.tensors_of("ahead"), driver["ahead"], prompts)
+        self._rollouts, self._is_synced = driver["rollouts"], driver["synced"]
+        if driver["canaries"] is not None:
+            ids = [[np.array(row, np.int32) for row in rows] for rows in driver["canaries"]]
+            self._canaries = (ids[0], ids[1])
+
+    def _step_or_save(self) -> Metrics:
+        """A step; where it diverges, the state from before the bad optimizer step is saved."""
+        try:
+            return self.step()
+        except NonFiniteLossError:
+            # Earlier checkpoints stay beside that one, because the damage may be older, and so does one of this very
+            # step, from before its first minibatch.
+            if self._saved_step != self._steps_done:
+                self._save(keep_last=self._config.checkpoint.keep_last + 1)
+            raise
+
+    def _run_ahead(self) -> None:
+        """Starts the rollouts of this step and of the next `max_policy_age`, as far as the run goes.
+
+        So step k has samples of version k - max_policy_age, of 0 at first: always the same one, whoever is faster.
+        """
+        n = self._config.rollout
+        wanted = min(n.max_policy_age + 1, self._config.steps - self._steps_done)
+        while len(self._buffer) < wanted:
+            prompts = self._stream.next(n.prompts_per_step)
+            self._buffer.start(partial(self._rollout, self._weights, prompts, self._rollouts))
+            self._rollouts += 1
+
+    def _rollout(self, weights: PublishedWeights, prompts: Sequence[Prompt], number: int) -> Rollout:
+        """One rollout; runs beside everything else where generation runs ahead."""
+        start = time.perf_counter()
+        answered = self._answer(weights, prompts, self._config.rollout.responses_per_prompt, number)
+        seconds = {"time/rollout": time.perf_counter() - start}
+        return Rollout(answered.batch, {**answered.metrics, **self._roles.rollout.drain_metrics(), **seconds})
+
+    def _answer(
+        self, weights: PublishedWeights, prompts: Sequence[Prompt], responses_per_prompt: int, noise_step: int
+    ) -> Rollout:
+        """Answers by exactly these weights; the metrics are those of bringing them to the workers."""
+        metrics = self._roles.load(weights)
+        batch = self._roles.generate(
+            prompts, responses_per_prompt, seed=self._config.seed, step=noise_step, version=weights.version
+        )
+        return Rollout(batch, metrics)
+
+    def _publish(self, batch: RolloutBatch) -> Metrics:
+        """Offers the new weights, with sequences of this step to prove them.
+
+        Workers take them now, or, where they are busy ahead, before the first rollout that needs them.
+        """
+        self._canaries = canaries_of(batch)
+        self._weights = self._roles.publish(self._version, canaries=self._canaries)
+        return self._roles.load(self._weights) if not self._config.rollout.max_policy_age else {}
 
     def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
         """Scores, reference log-probs and values.
@@ -158,7 +217,9 @@ class PpoTrainer:
         scores = self._roles.ask_scores(reward_requests(batch, self._inputs.tokenizer))
         reference = self._roles.ask_reference_logprobs(prompts, responses)
         values = self._roles.learner.call("values", prompts, responses)
-        return scores(), reference(), values.result(self._roles.timeout_seconds)
+        reward = scores()
+        _warn_of_unscored(reward)
+        return reward, reference(), values.result(self._roles.timeout_seconds)
 
     def _after_step(self, metrics: Metrics) -> None:
         """Samples, checkpoint and the log line of the step that just ended."""
@@ -176,7 +237,7 @@ class PpoTrainer:
             "perf/tokens_per_s": tokens / seconds["time/step"],
             "progress/episodes": float(self._episodes),
             "progress/tokens": float(self._tokens),
-            "progress/epoch": self._stream.epoch_progress,
+            "progress/epoch": self._stream.epoch_progress - self._epochs_ahead,
         }
         self._seconds.clear()
         self._metrics.log(self._steps_done, metrics)
@@ -190,9 +251,10 @@ class PpoTrainer:
         """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax."""
         metrics: Metrics = {}
         if self._inputs.sample_prompts:
-            batch = self._roles.generate(
-                self._inputs.sample_prompts, 1, seed=self._config.seed, step=_SAMPLE_NOISE_STEP, version=self._version
-            )
+            answer = partial(self._answer, self._weights, self._inputs.sample_prompts, 1, _SAMPLE_NOISE_STEP)
+            answered = self._buffer.run(answer)
+            batch = answered.batch
+            metrics |= answered.metrics
             requests = reward_requests(batch, self._inputs.tokenizer)
             reward = self._roles.ask_scores(requests)()
             self._metrics.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
@@ -204,6 +266,7 @@ class PpoTrainer:
     def _rollout_metrics(self, batch: RolloutBatch) -> Metrics:
         lengths = [len(completion.token_ids) for completion in batch.completions]
         truncated = float(np.mean([completion.is_truncated for completion in batch.completions]))
+        versions = [completion.policy_version for completion in batch.completions]
         self._episodes += len(batch)
         self._tokens += sum(lengths)
         return {
@@ -211,22 +274,35 @@ class PpoTrainer:
             "rollout/response_length_max": float(max(lengths)),
             "rollout/truncated_rate": truncated,
             "rollout/eos_rate": 1.0 - truncated,
-            "rollout/policy_version": float(self._version - 1),
+            "rollout/policy_version": float(min(versions)),
+            "rollout/policy_age": float(self._version - 1 - np.mean(versions)),
         }
 
     @property
     def _episodes_per_step(self) -> int:
         return self._config.rollout.prompts_per_step * self._config.rollout.responses_per_prompt
 
+    @property
+    def _epochs_ahead(self) -> float:
+        """Passes over the prompts that were taken and not learned from yet."""
+        return len(self._buffer) * self._config.rollout.prompts_per_step / len(self._inputs.prompts)
+
     def _save(self, *, keep_last: int) -> None:
         tensors, values = self._roles.learn("state")
+        ahead_tensors, ahead = self._buffer.state()
+        canaries = None if self._canaries is None else [[row.tolist() for row in rows] for rows in self._canaries]
         driver = {
             "prompts": self._stream.state_dict(),
             "kl": self._kl.state_dict(),
             "episodes": self._episodes,
             "tokens": self._tokens,
             "version": self._version,
+            "rollouts": self._rollouts,
+            "ahead": ahead,
+            "synced": self._roles.rollout.version == self._version,
+            "canaries": canaries,
         }
+        tensors = {**tensors, **with_owner("ahead", ahead_tensors)}
         state = TrainingState(self._steps_done, tensors, {"learner": values, "driver": driver})
         save_checkpoint(self._folder.checkpoints_path, state, keep_last=keep_last)
         self._saved_step = self._steps_done
@@ -273,7 +349,22 @@ def kl_controller(config: KlConfig) -> KlController:
 
 
 def _component_means(reward: RewardOutput) -> Metrics:
-    return {f"reward/{name}": _mean_of_scored(scores) for name, scores in reward.components.items()}
+    means = {f"reward/{name}": _mean_of_scored(scores) for name, scores in reward.components.items()}
+    # A component with a slash is no score of its own, but says something about another one's.
+    failed = {
+        f"reward/{name}/failed": float(np.count_nonzero(~np.isfinite(scores)))
+        for name, scores in reward.components.items()
+        if "/" not in name
+    }
+    return means | failed
+
+
+def _warn_of_unscored(reward: RewardOutput) -> None:
+    """Says how many responses are dropped, and the most frequent reasons."""
+    if reward.failures:
+        reasons = Counter(failure.reason for failure in reward.failures).most_common(3)
+        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+        logger.warning("%d of %d responses got no score: %s", len(reward.failures), len(reward.scores), listed)
 
 
 def _mean_of_scored(scores: Scores) -> float:

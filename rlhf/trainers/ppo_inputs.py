@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from policies.tokenization import load_tokenizer
+from reward.composite import require_scales
 from rlhf.config import PpoConfig
 from rlhf.data import load_rows
 from rlhf.roles import pretraining_texts
@@ -29,6 +30,7 @@ class PpoInputs:
     """
 
     def __init__(self, config: PpoConfig) -> None:
+        require_scales(config.reward)
         self.tokenizer = load_tokenizer(config.model)
         self.skipped: list[str] = []
         self.prompts: Sequence[Prompt] = self._prompts(config, config.data.train, "data.train")

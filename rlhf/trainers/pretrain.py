@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from policies.attention import trains_faster_unfused
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
 from policies.config import ModelConfig
@@ -40,10 +41,6 @@ from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, r
 Metrics = dict[str, float]
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_UNFUSED_ATTENTION = 256
-"""Tokens up to which plain attention trains faster than the fused kernel in bfloat16 on a CPU (1.4x at 128, 1.15x at
-256, 0.7x at 512): the fused kernel's backward pass does not use the bfloat16 instructions."""
 
 
 def run(config: PretrainConfig, *, resume: bool) -> None:
@@ -160,7 +157,9 @@ class Pretrainer:
             loss += micro_loss.detach()
         mean = loss.item()
         self._tokens += sum(lengths)
-        taken = optimizer_step(self._optimizer, config.optimizer, self._schedule, step=self._steps_done, loss=mean)
+        taken = optimizer_step(
+            self._optimizer, config.optimizer, self._schedule, self._parameters, step=self._steps_done, loss=mean
+        )
         return {"loss/train": mean, "policy/grad_norm": taken.grad_norm, "progress/lr": taken.learning_rate}
 
     def evaluate(self) -> Metrics:
@@ -184,9 +183,8 @@ class Pretrainer:
             return self._policy.text_nll(batch).sum()
 
     def _training_attention(self) -> str:
-        is_short = self._config.sequence_tokens <= _LONGEST_UNFUSED_ATTENTION
-        is_reduced = self._compute_dtype == torch.bfloat16
-        return "eager" if self._backbone.device.type == "cpu" and is_reduced and is_short else "sdpa"
+        tokens = self._config.sequence_tokens
+        return "eager" if trains_faster_unfused(self._backbone.device, self._compute_dtype, tokens) else "sdpa"
 
     def _after_step(self, metrics: Metrics, started: float) -> None:
         """Held-out loss and checkpoint where due, and the log line of the step that just ended."""

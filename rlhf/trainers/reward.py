@@ -1,38 +1,35 @@
 """`rlhf reward`: a reward model from ranked responses.
 
 Owns the loop: comparisons in, optimizer steps, held-out accuracy, checkpoints, the scale, the final folder. The model
-is `reward.model`, the loss `rlhf.algorithms.preference_losses`, what is told at the end `rlhf.reports.reward`.
+is `reward.model`, the loss and its gradient `reward_objective`; which weights are kept is `reward_selection`, what is
+measured at the end `reward_outcome`, what is told of it `rlhf.reports.reward`.
 """
 
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from reward.baselines import evaluate_baselines
+from reward.calibration import fit_temperature
 from reward.demonstrations import encode_demonstrations
 from reward.encoding import TokenIds
-from reward.evaluation import PairEvaluation, evaluate_scores
+from reward.evaluation import PairEvaluation, evaluate_scores, score_pairs
 from reward.interface import Scores
 from reward.model import RewardModel
 from reward.normalization import Normalizer
 from reward.preference_batch import (
+    EncodedComparison,
     EncodedSet,
-    collate,
     encode_comparisons,
-    group_comparisons,
 )
-from reward.preferences import comparisons_from_rows
+from reward.preferences import Comparison, comparisons_from_rows
 from reward.scoring import score_sequences
-from rlhf.algorithms.preference_losses import ranked_pairs_loss
 from rlhf.config import RewardConfig
 from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
@@ -50,34 +47,40 @@ from rlhf.runtime.training_state import (
     save_checkpoint,
     with_owner,
 )
+from rlhf.trainers.reward_ensemble import ensemble_summary, train_members
+from rlhf.trainers.reward_objective import RewardObjective
+from rlhf.trainers.reward_outcome import NOTHING_HELD_OUT, held_out_summary
+from rlhf.trainers.reward_selection import BestWeights, halves, selection_summary
 
 Metrics = dict[str, float]
 
 logger = logging.getLogger(__name__)
 
-_FORWARDS_PER_MICRO_BATCH = 4
-"""Responses of similar length share a forward pass; so many passes, padded each for itself, share a backward pass."""
+_HELD_OUT_SEED = 0
+"""Which labelled texts meet in the held-out split does not depend on the run's seed: every seed sits the same exam."""
 
 
 def run(config: RewardConfig, *, resume: bool) -> None:
     """Trains and leaves run_dir/model, an ordinary classifier or PEFT folder with its scale, with summary and report.
 
-    The model is that of the last step, not of the best evaluation: the held-out split stays unseen, so its accuracy is
-    an honest estimate.
+    What is reported was measured on held-out comparisons that chose nothing: all of them, or with `weights` and
+    `calibrate` the half that was kept aside. With `ensemble_members` above 1 the other members are trained first.
 
     Raises:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
+    if config.ensemble_members > 1:
+        resume = train_members(config, run, resume=resume)
     inputs = RewardInputs(config)
     order = ComparisonOrder(len(inputs.train), config)
-    with open_training_run(config, resume=resume, stage="reward", total_steps=order.steps) as run:
-        trainer = RewardTrainer(config, inputs, order, run.folder, run.metrics)
-        if run.checkpoint is not None:
-            trainer.restore(run.checkpoint)
+    with open_training_run(config, resume=resume, stage="reward", total_steps=order.steps) as opened:
+        trainer = RewardTrainer(config, inputs, order, opened.folder, opened.metrics)
+        if opened.checkpoint is not None:
+            trainer.restore(opened.checkpoint)
         summary = trainer.train()
-        run.metrics.close(summary)
-        path = run.folder.path
+        opened.metrics.close(summary)
+        path = opened.folder.path
         write_report(path, reward_page(path, trainer.examples()))
         if stages_announce():
             print_outcome(path, summary)
@@ -90,6 +93,9 @@ class RewardInputs:
         model: The reward model, its head new unless `model.path` has one.
         train: Training comparisons.
         held_out: Held-out comparisons; empty without `data.eval`.
+        chooses: Those that are evaluated during training, and that weights and temperature are chosen on: all of them,
+            or one half where something is chosen.
+        reports: Those that the final numbers are about: all of them, or the other half.
         reference: Sequences whose mean score becomes 0.
         reference_source: Where those came from, for people.
         skipped: One line for each row that `on_bad_row=skip` left out.
@@ -109,17 +115,23 @@ class RewardInputs:
         }
         self.model = RewardModel.new(config.model, seed=config.seed)
         self._max_tokens = min(config.max_tokens, self.model.context_tokens)
-        train = self._comparisons(config, rows["train"], f"data.train={data.train}")
-        held_out = (
-            self._comparisons(config, rows["eval"], f"data.eval={data.eval}") if "eval" in rows else EncodedSet([], [])
-        )
+        train = self._comparisons(config, rows["train"], f"data.train={data.train}", seed=config.seed)
+        held_out = EncodedSet([], [])
+        if "eval" in rows:
+            held_out = self._comparisons(config, rows["eval"], f"data.eval={data.eval}", seed=_HELD_OUT_SEED)
         self.train, self.held_out = train.comparisons, held_out.comparisons
+        self.chooses, self.reports = self.held_out, self.held_out
+        if config.splits_held_out:
+            places = halves([encoded.comparison for encoded in self.held_out])
+            self.chooses, self.reports = ([self.held_out[place] for place in side] for side in places)
         self.skipped = [*train.skipped, *held_out.skipped]
         self.reference, self.reference_source = self._reference(config, rows.get("normalize"))
         for line in self.skipped:
             logger.warning("skipped %s", line)
 
-    def _comparisons(self, config: RewardConfig, rows: Sequence[dict[str, Any]], source: str) -> EncodedSet:
+    def _comparisons(
+        self, config: RewardConfig, rows: Sequence[dict[str, Any]], source: str, *, seed: int
+    ) -> EncodedSet:
         bad_rows = config.data.on_bad_row
         found = comparisons_from_rows(
             rows,
@@ -127,7 +139,7 @@ class RewardInputs:
             tokenizer=self.model.tokenizer,
             source=source,
             on_bad_row=bad_rows,
-            seed=config.seed,
+            seed=seed,
             chat_template=config.model.chat_template,
         )
         return encode_comparisons(
@@ -194,10 +206,10 @@ class RewardTrainer:
         self._parameters = self._model.trainable()
         self._optimizer = build_optimizer(self._parameters, config.optimizer)
         self._schedule = build_schedule(config.optimizer, order.steps)
-        self._forward_tokens = max(1, config.micro_batch_tokens // _FORWARDS_PER_MICRO_BATCH)
+        self._objective = RewardObjective(self._model, config, inputs.train)
         self._steps_done = 0
         self._tokens = 0
-        self._held_out_result: PairEvaluation | None = None
+        self._best = BestWeights(config.weights)
 
     def train(self) -> dict[str, Any]:
         """Steps to the end, fits the scale, writes the model; returns the summary."""
@@ -211,54 +223,43 @@ class RewardTrainer:
                 raise
             self._steps_done += 1
             self._after_step(metrics, started)
-        normalizer = Normalizer.fit(self._score(self._inputs.reference), source=self._inputs.reference_source)
+        if self._best.step is not None:
+            self._model.load_weights(self._best.tensors)
+        normalizer = self._fit_scale()
         summary = self._summary(normalizer)
         about = {"stage": "reward", "started_from": self._config.model.path, "accuracy": summary["accuracy"]}
         self._model.save(self._folder.path / "model", normalizer=normalizer, metadata=about)
         return summary
 
     def step(self) -> Metrics:
-        """One step on -E_x mean_{w > l} log sigmoid(r(x, y_w) - r(x, y_l)) (Ouyang et al. 2022, eq. 1).
-
-        Each of the K responses to a prompt is read once, however many of the K-choose-2 pairs it is in.
-        """
+        """One optimizer step on the loss of `comparisons_per_step` comparisons (Ouyang et al. 2022, eq. 1)."""
         comparisons = [self._inputs.train[index] for index in self._order.indices(self._steps_done)]
-        totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._model.device))
-        scored: list[Tensor] = []
-        for part in group_comparisons(comparisons, self._config.micro_batch_tokens):
-            batch = collate(part, self._model.device)
-            scores = score_sequences(self._model, batch.sequences, token_budget=self._forward_tokens)
-            loss, metrics = ranked_pairs_loss(
-                scores, batch.winner_index, batch.loser_index, batch.group_of_pair, group_count=len(comparisons)
-            )
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals[name] + value
-            scored.append(scores.detach())
+        numbers = self._objective.backward(comparisons)
         self._tokens += sum(comparison.token_count for comparison in comparisons)
-        every_score = torch.cat(scored)
-        totals |= {"score_mean": every_score.mean(), "score_std": every_score.std(correction=0)}
-        names = [f"rm/{name}" for name in totals]
-        numbers = dict(zip(names, torch.stack(list(totals.values())).tolist(), strict=True))
         taken = optimizer_step(
-            self._optimizer, self._config.optimizer, self._schedule, step=self._steps_done, loss=numbers["rm/loss"]
+            self._optimizer,
+            self._config.optimizer,
+            self._schedule,
+            self._parameters,
+            step=self._steps_done,
+            loss=numbers["rm/loss"],
         )
         return numbers | {"rm/grad_norm": taken.grad_norm, "progress/lr": taken.learning_rate}
 
     def evaluate(self) -> PairEvaluation:
-        """Held-out accuracy with interval, margin and loss, on raw scores."""
-        comparisons = [encoded.comparison for encoded in self._inputs.held_out]
-        return evaluate_scores(comparisons, self._score(self._held_out_sequences()), seed=self._config.seed)
+        """Held-out accuracy with interval, margin and loss, on raw scores, of the comparisons that may choose."""
+        return evaluate_scores(*self._scored(self._inputs.chooses))
 
     def examples(self) -> list[dict[str, Any]]:
-        """The first held-out comparisons with their normalised scores, for the report."""
+        """The first reported comparisons with their normalised scores, for the report."""
         normalizer = Normalizer.load(self._folder.path / "model")
-        return scored_examples(self._inputs.held_out, lambda sequences: normalizer(self._score(sequences)))
+        return scored_examples(self._inputs.reports, lambda sequences: normalizer(self._score(sequences)))
 
     def restore(self, state: TrainingState) -> None:
         """Continues from a checkpoint."""
         self._model.load_weights(state.tensors_of("model"))
         load_optimizer_tensors(self._optimizer, self._parameters, state.tensors_of("optimizer"))
+        self._best.restore(state)
         self._tokens = int(state.values["tokens"])
         self._steps_done = state.step
 
@@ -267,16 +268,29 @@ class RewardTrainer:
         budget = self._config.micro_batch_tokens
         return score_sequences(self._model, sequences, token_budget=budget).cpu().numpy()
 
-    def _held_out_sequences(self) -> list[TokenIds]:
-        return [sequence for comparison in self._inputs.held_out for sequence in comparison.sequences]
+    def _scored(self, encoded: Sequence[EncodedComparison]) -> tuple[list[Comparison], Scores]:
+        """Comparisons, and the raw scores of all their responses."""
+        sequences = [sequence for comparison in encoded for sequence in comparison.sequences]
+        return [comparison.comparison for comparison in encoded], self._score(sequences)
+
+    def _fit_scale(self) -> Normalizer:
+        """Mean and spread on the reference responses, and the temperature where it is asked for."""
+        normalizer = Normalizer.fit(self._score(self._inputs.reference), source=self._inputs.reference_source)
+        if self._config.calibrate == "none":
+            return normalizer
+        fitted = fit_temperature(score_pairs(*self._scored(self._inputs.chooses)))
+        if fitted.at_bound:
+            logger.warning("calibrate=temperature: no temperature fits these scores; %.4g is the bound", fitted.value)
+        return replace(normalizer, temperature=fitted.value)
 
     def _after_step(self, metrics: Metrics, started: float) -> None:
         """Held-out accuracy and checkpoint where due, and the log line of the step that just ended."""
         config, trained = self._config, time.perf_counter()
         is_last = self._steps_done == self._order.steps
         if self._inputs.held_out and (is_last or self._steps_done % config.eval_every_steps == 0):
-            self._held_out_result = self.evaluate()
-            metrics |= _held_out_metrics(self._held_out_result)
+            result = self.evaluate()
+            self._best.consider(self._steps_done, result, self._model.weights())
+            metrics |= _held_out_metrics(result)
             metrics["time/eval"] = time.perf_counter() - trained
         metrics |= {
             "time/step": time.perf_counter() - started,
@@ -290,22 +304,27 @@ class RewardTrainer:
             self._save()
 
     def _save(self) -> None:
+        best_tensors, best_values = self._best.state()
         tensors = {
             **with_owner("model", self._model.weights()),
             **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
+            **best_tensors,
         }
-        state = TrainingState(self._steps_done, tensors, {"tokens": self._tokens})
+        state = TrainingState(self._steps_done, tensors, {"tokens": self._tokens, **best_values})
         save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
 
     def _summary(self, normalizer: Normalizer) -> dict[str, Any]:
-        rows = self._folder.read_metrics()
-        held_out: dict[str, Any] = dict.fromkeys(_HELD_OUT_FIELDS)
-        if self._inputs.held_out:
-            held_out = asdict(self._held_out_result or self.evaluate())  # A run resumed at its end took no step.
-        return held_out | {
-            "baselines": self._baselines(),
+        rows, kept = self._folder.read_metrics(), self._best.step or self._steps_done
+        evaluations = [row for row in rows if "rm/eval_loss" in row]
+        return self._measured(normalizer) | {
+            "selection": selection_summary(self._config.weights, kept, evaluations)
+            | {
+                "is_split": self._config.splits_held_out,
+                "chooses": len(self._inputs.chooses),
+                "reports": len(self._inputs.reports),
+            },
             "normalizer": asdict(normalizer),
-            "weights": "last step",
+            "weights": "last step" if kept == self._steps_done else f"step {kept}",
             "steps": self._steps_done,
             "tokens": self._tokens,
             "train_comparisons": len(self._inputs.train),
@@ -314,20 +333,16 @@ class RewardTrainer:
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
         }
 
-    def _baselines(self) -> dict[str, dict[str, float]]:
-        """Accuracy, with its interval, of the trivial models on the held-out split."""
+    def _measured(self, normalizer: Normalizer) -> dict[str, Any]:
         if not self._inputs.held_out:
-            return {}
-        train, held_out = (
-            [encoded.comparison for encoded in comparisons]
-            for comparisons in (self._inputs.train, self._inputs.held_out)
-        )
-        fields = ("accuracy", "accuracy_low", "accuracy_high")
-        found = evaluate_baselines(train, held_out, seed=self._config.seed)
-        return {name: {field: getattr(result, field) for field in fields} for name, result in found.items()}
-
-
-_HELD_OUT_FIELDS = tuple(PairEvaluation.__dataclass_fields__)
+            return NOTHING_HELD_OUT
+        comparisons, scores = self._scored(self._inputs.reports)
+        train = [encoded.comparison for encoded in self._inputs.train]
+        found = held_out_summary(train, comparisons, scores, normalizer, seed=self._config.seed)
+        if self._config.ensemble_members > 1:
+            sequences = [sequence for encoded in self._inputs.reports for sequence in encoded.sequences]
+            found["ensemble"] = ensemble_summary(self._config, comparisons, sequences, normalizer(scores))
+        return found
 
 
 def _held_out_metrics(result: PairEvaluation) -> Metrics:

@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from policies.loading import Backbone
 from rlhf.conversations import Example
-from rlhf.optimization import Schedule, require_finite
+from rlhf.optimization import Schedule, clip_gradients, require_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,10 @@ def train_with_trl(
 
 
 class _OrderedSftTrainer(SFTTrainer):
-    """SFTTrainer that takes examples in the order given, and remembers the loss of the step under way."""
+    """SFTTrainer that takes examples in the order given, and remembers loss and gradient norm of the step under way."""
 
     step_loss = 0.0
+    step_grad_norm = 0.0
 
     def use_order(self, order: Sequence[int]) -> None:
         """Trains on these examples, in this order; after construction, so that each is prepared only once."""
@@ -125,6 +126,15 @@ class _OrderedSftTrainer(SFTTrainer):
         loss = super().training_step(*args, **kwargs)
         self.step_loss += loss.item()
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> float:  # noqa: ARG002 - the signature is that of transformers
+        """Ours: it leaves gradients as they are where their norm is not finite, so that the first bad one has a name.
+
+        transformers would make all of them NaN. To be removed when it checks the norm before it clips.
+        """
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        self.step_grad_norm = clip_gradients(optimizer, self.args.max_grad_norm)
+        return self.step_grad_norm
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
@@ -137,12 +147,11 @@ class _StepCallback(TrainerCallback):
         self._trainer, self._first_step, self._on_step = trainer, first_step, on_step
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        model = cast(PreTrainedModel, self._trainer.model)
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        # Clipping by a norm that is not finite has made every gradient NaN by now, so the norm still tells.
-        norm = torch.nn.utils.get_total_norm(gradients).item()
         loss, self._trainer.step_loss = self._trainer.step_loss, 0.0
-        require_finite(self._first_step + state.global_step, loss=loss, grad_norm=norm)
+        model = cast(PreTrainedModel, self._trainer.model)
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        step = self._first_step + state.global_step
+        require_finite(step, named, loss=loss, grad_norm=self._trainer.step_grad_norm)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs: dict[str, float] = kwargs["logs"]

@@ -3,7 +3,7 @@ import pytest
 
 from reward.baselines import (
     bag_of_words_scorer,
-    evaluate_baselines,
+    baseline_scores,
     length_scorer,
     naive_bayes_scorer,
 )
@@ -49,11 +49,21 @@ def test_naive_bayes_is_log_odds_with_add_one_smoothing():
     np.testing.assert_allclose(score(["good", "Bad", "zebra"]), expected)
 
 
-def test_baselines_are_measured_on_comparisons_they_have_not_seen():
+def test_baselines_score_responses_they_have_not_seen():
     train = [pair("fine food", "bad food"), pair("fine day", "bad day")]
-    held_out = [pair("fine rain", "bad rain"), pair("fine sun", "bad sun")]
 
-    results = evaluate_baselines(train, held_out)
+    scores = baseline_scores(train, [pair("fine rain", "bad rain"), pair("fine sun", "bad sun")])
 
-    accuracies = {name: result.accuracy for name, result in results.items()}
-    assert accuracies == {"length": 0.5, "bag_of_words": 1.0, "naive_bayes": 1.0}
+    assert scores["length"].tolist() == [2.0, 2.0, 2.0, 2.0]
+    for name in ("bag_of_words", "naive_bayes"):
+        assert scores[name][0] == scores[name][2] > scores[name][1] == scores[name][3]
+
+
+def test_responses_without_a_word_are_all_alike_to_those_that_count_words():
+    scores = baseline_scores([pair("!!", "?"), pair("...", "-")], [pair("!", "?!")])
+
+    assert {name: values.tolist() for name, values in scores.items()} == {
+        "length": [1.0, 1.0],
+        "bag_of_words": [0.0, 0.0],
+        "naive_bayes": [0.0, 0.0],
+    }

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -29,8 +30,31 @@ def test_the_identity_leaves_scores_alone():
 
 
 def test_a_model_without_one_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(ValueError, match=r"`rlhf reward`.*normalization=none"):
+    command = f"`rlhf normalize-reward model.path={tmp_path} data.normalize=ROWS.jsonl`"
+    with pytest.raises(ValueError, match=rf"{re.escape(command)}.*normalization=none"):
         Normalizer.load(tmp_path)
+
+
+def test_in_logits_a_lead_is_divided_by_the_temperature():
+    stored = Normalizer(mean=1.0, std=2.0, count=3, source="rows", temperature=0.5)
+
+    np.testing.assert_allclose(stored.in_logits()(np.array([1.0, 2.0])), [0.0, 2.0])
+    with pytest.raises(ValueError, match=r"rows has no temperature.*calibrate=temperature.*normalization=stored"):
+        Normalizer(mean=1.0, std=2.0, count=3, source="rows").in_logits()
+
+
+def test_a_source_gets_the_scale_it_asks_for(tmp_path):
+    stored = Normalizer(mean=1.0, std=2.0, count=3, source="rows", temperature=0.5)
+    stored.save(tmp_path)
+
+    assert Normalizer.of_model(tmp_path, "stored") == stored
+    assert Normalizer.of_model(tmp_path, "logits").std == 0.5
+    assert Normalizer.of_model(tmp_path, "none") == IDENTITY
+
+
+def test_for_a_model_on_the_hub_the_command_names_a_folder_of_its_own():
+    with pytest.raises(ValueError, match=r"`rlhf normalize-reward model\.path=owner/name .* run_dir=FOLDER`"):
+        Normalizer.load("owner/name")
 
 
 @pytest.mark.parametrize(
@@ -42,9 +66,17 @@ def test_scores_without_a_scale_are_refused(scores, message):
         Normalizer.fit(np.array(scores), source="rows")
 
 
-@pytest.mark.parametrize("content", ["{", '{"mean": 0}', json.dumps({"mean": 0, "std": 0, "count": 2, "source": "x"})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        '{"mean": 0}',
+        json.dumps({"mean": 0, "std": 0, "count": 2, "source": "x"}),
+        json.dumps({"mean": 0, "std": 1, "count": 2, "source": "x", "temperature": 0}),
+    ],
+)
 def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / NORMALIZER_FILE).write_text(content)
 
-    with pytest.raises(ValueError, match="rlhf reward"):
+    with pytest.raises(ValueError, match=r"`rlhf normalize-reward model\.path=.* replace=true`"):
         Normalizer.load(tmp_path)

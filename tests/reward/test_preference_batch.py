@@ -24,6 +24,21 @@ def test_comparisons_side_by_side_hold_each_response_once_with_shifted_indices(t
     assert batch.group_of_pair.tolist() == [0, 1, 1]
 
 
+def test_ties_are_added_where_they_are_asked_for_with_even_odds(tiny_tokenizer):
+    sure = Comparison("p", ("a", "b"), ((0,), (1,)), "", weight=2.5, win_probability=0.75, strengths=(1.0, 0.25))
+
+    batch = collate(encode([sure, RANKED], tiny_tokenizer).comparisons, with_ties=True)
+
+    assert batch.winner_index.tolist() == [0, 4, 4, 2]
+    assert batch.loser_index.tolist() == [1, 2, 3, 3]
+    assert batch.group_of_pair.tolist() == [0, 1, 1, 1]
+    assert batch.group_of_sequence.tolist() == [0, 0, 1, 1, 1]
+    assert batch.target.tolist() == [0.75, 1.0, 1.0, 0.5]
+    assert batch.group_weight.tolist() == [2.5, 1.0]
+    assert batch.margin[[0, 3]].tolist() == [0.75, 0.0]
+    assert batch.margin[1:3].isnan().all()
+
+
 def test_the_prompt_stands_before_each_of_its_responses(tiny_tokenizer):
     (encoded,) = encode([PAIR], tiny_tokenizer).comparisons
 
@@ -49,9 +64,27 @@ def test_micro_batches_never_split_a_comparison(tiny_tokenizer):
     comparisons = encode([PAIR, RANKED, PAIR], tiny_tokenizer).comparisons
     pair, ranked, _ = (comparison.token_count for comparison in comparisons)
 
-    assert [len(group) for group in group_comparisons(comparisons, pair + ranked)] == [2, 1]
+    assert [len(group) for group in group_comparisons(comparisons, pair + ranked)] == [1, 2]
     assert [len(group) for group in group_comparisons(comparisons, 1)] == [1, 1, 1]
     assert [len(group) for group in group_comparisons(comparisons, 10_000)] == [3]
+
+
+def test_micro_batches_hold_comparisons_of_similar_length_the_longest_first(tiny_tokenizer):
+    comparisons = encode([RANKED, PAIR, RANKED], tiny_tokenizer).comparisons
+
+    groups = group_comparisons(comparisons, 2 * comparisons[0].token_count)
+
+    assert [[encoded.comparison for encoded in group] for group in groups] == [[PAIR], [RANKED, RANKED]]
+
+
+def test_a_prompt_that_is_read_once_counts_once(tiny_tokenizer):
+    (encoded,) = encode([PAIR], tiny_tokenizer).comparisons
+    shared = len(tiny_tokenizer("<bos>the cat", add_special_tokens=False)["input_ids"])
+
+    assert encoded.unique_token_count == encoded.token_count - shared
+    budget = 2 * encoded.unique_token_count
+    assert [len(group) for group in group_comparisons([encoded, encoded], budget, shares_prefixes=True)] == [2]
+    assert [len(group) for group in group_comparisons([encoded, encoded], budget)] == [1, 1]
 
 
 def test_demonstrations_are_read_like_comparisons_and_may_be_empty(tiny_tokenizer):

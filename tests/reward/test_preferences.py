@@ -69,6 +69,23 @@ def test_ranked_responses_may_be_texts_or_objects_with_text():
     assert (second.responses, second.ranking) == (("a", "b"), ((1,), (0,)))
 
 
+def test_ties_are_the_pairs_within_a_group():
+    comparison = Comparison("", ("a", "b", "c", "d"), ((2,), (0, 3, 1)), "")
+
+    assert comparison.ties() == [(0, 3), (0, 1), (3, 1)]
+
+
+def test_rows_say_how_sure_and_how_strong_their_label_is():
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b", "weight": 2, "margin": 1.5, "win_probability": 0.8}
+    ranking = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 0], "strengths": [-1, 3], "weight": 0.5}
+
+    (sure,) = read([pair], PairsFormat()).comparisons
+    (ranked,) = read([ranking], RankingsFormat()).comparisons
+
+    assert (sure.weight, sure.strengths, sure.win_probability) == (2.0, (1.5, 0.0), 0.8)
+    assert (ranked.weight, ranked.strengths, ranked.win_probability) == (0.5, (-1.0, 3.0), 1.0)
+
+
 RANKED = {"prompt": "p", "responses": ["a", "b", "c"], "ranking": [[0], [1], [2]]}
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LABELLED = {"text": "good", "label": 1}
@@ -84,6 +101,8 @@ LABELLED = {"text": "good", "label": 1}
         (PairsFormat(), PAIR | {"chosen": 3}, "field 'chosen' is 3"),
         (PairsFormat(), PAIR | {"chosen": answer("a") * 2}, "a list of one message"),
         (PairsFormat(), PAIR | {"prompt": [{"role": "user"}]}, "field 'prompt'"),
+        (PairsFormat(), PAIR | {"margin": float("nan")}, "field 'margin' is nan"),
+        (RankingsFormat(), RANKED | {"weight": -1}, "field 'weight' is -1"),
         (PairsFormat(), {"chosen": answer("a"), "rejected": "b"}, "field 'rejected' is 'b'"),
         (RankingsFormat(), RANKED | {"responses": ["a"]}, "at least 2"),
         (RankingsFormat(), RANKED | {"responses": ["a", "", "c"]}, r"field 'responses\[1\]' is empty"),

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
-from policies.loading import load_backbone
+from policies.loading import load_backbone, prepare_policy
 from policies.sequences import SequenceBatch
 from policies.value import ValueModel
 from reward.model import RewardModel
@@ -20,6 +20,7 @@ from tests.tiny_models import RAGGED, build_model, ragged_batch
 from tests.tiny_ppo import REWARD_SCALE, experience_for, ppo_config, write_reward_adapter
 
 FULL = {"kind": "full"}
+LORA = {"kind": "lora", "rank": 2}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,15 @@ def source(folder: Path, **fields: Any) -> dict[str, Any]:
 
 
 def critic_of(config: PpoConfig) -> ValueModel:
-    return build_critic(config, load_backbone(config.model))
+    return policy_and_critic(config)[1]
+
+
+def policy_and_critic(config: PpoConfig) -> tuple[CausalPolicy, ValueModel]:
+    """Both as the learner's role builds them."""
+    backbone = load_backbone(config.model)
+    adapter = prepare_policy(backbone, config.model.tuning, seed=0)
+    policy = CausalPolicy(backbone, adapter=adapter, temperature=1.0)
+    return policy, build_critic(config, backbone, policy_adapter=adapter)
 
 
 def prefix_scores(folder: Path) -> list[list[float]]:
@@ -102,34 +111,70 @@ def test_a_critic_starts_at_zero_where_no_reward_model_shares_its_base(
         assert torch.count_nonzero(critic.values(ragged_batch())) == 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        (
-            {"reward": [{"kind": "length"}]},
-            "no reward model of this run is an adapter on model.path.*critic.start=auto",
-        ),
-        ({"model": {"tuning": FULL}}, "full tuning has a critic with weights of its own; set critic.start=zero_head"),
-    ],
-)
-def test_a_start_that_is_impossible_is_refused_with_the_remedy(
-    tmp_path: Path, tiny_llama_folder: Path, changes: dict[str, Any], reason: str
+def test_a_start_from_a_reward_model_on_another_base_is_refused_with_the_remedy(
+    tmp_path: Path, tiny_llama_folder: Path
 ) -> None:
-    config = ppo_config(tmp_path, tiny_llama_folder, critic={"start": "reward_model"}, **changes)
+    config = ppo_config(tmp_path, tiny_llama_folder, critic={"start": "reward_model"}, reward=[{"kind": "length"}])
+    reason = "no reward model of this run is an adapter on model.path.*critic.start=auto"
     with pytest.raises(ValueError, match=rf"^critic\.start=reward_model: {reason}$"):
         critic_of(config)
 
 
-def test_full_tuning_gives_the_critic_a_model_of_its_own(tmp_path: Path, tiny_llama_folder: Path) -> None:
-    config = ppo_config(tmp_path, tiny_llama_folder, model={"tuning": FULL})
-    backbone = load_backbone(config.model)
-    critic = build_critic(config, backbone)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": {"tuning": FULL}}, "kind model cannot take over an adapter; set critic.start=zero_head"),
+        ({"critic": {"kind": "head"}}, "kind head cannot take over an adapter; set critic.start=zero_head"),
+        ({"model": {"tuning": FULL}, "critic": {"kind": "adapter"}}, "critic.kind=adapter: full tuning would change"),
+    ],
+)
+def test_a_kind_that_is_impossible_is_refused_by_the_configuration(
+    tmp_path: Path, tiny_llama_folder: Path, changes: dict[str, Any], reason: str
+) -> None:
+    critic = {"start": "reward_model", **changes.get("critic", {})}
+    with pytest.raises(ValueError, match=reason):
+        ppo_config(tmp_path, tiny_llama_folder, **(changes | {"critic": critic}))
+
+
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+def test_a_second_model_shares_nothing_with_the_policy(
+    tmp_path: Path, tiny_llama_folder: Path, tuning: dict[str, Any]
+) -> None:
+    config = ppo_config(tmp_path, tiny_llama_folder, model={"tuning": tuning}, critic={"kind": "model"})
+    policy, critic = policy_and_critic(config)
     assert critic.adapter is None
+    assert critic.backbone is not policy.backbone
+    assert critic.backbone.adapters.names == ()
     assert torch.count_nonzero(critic.values(ragged_batch())) == 0
-    policy = CausalPolicy(backbone, adapter=None, temperature=1.0)
-    shared = {id(p) for _, p in policy.trainable()} & {id(p) for _, p in critic.trainable()}
-    assert shared == set()
-    assert backbone.adapters.names == ()
+    body = {name for name, _ in critic.trainable()} - {"head.weight", "head.bias"}
+    assert len(body) == len(dict(critic.backbone.model.base_model.named_parameters()))
+    assert {id(p) for _, p in policy.trainable()} & {id(p) for _, p in critic.trainable()} == set()
+
+
+def test_full_tuning_has_a_second_model_by_default_and_lora_an_adapter(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    kinds = [ppo_config(tmp_path, tiny_llama_folder, model={"tuning": tuning}).critic_kind for tuning in (FULL, LORA)]
+    assert kinds == ["model", "adapter"]
+
+
+@pytest.mark.parametrize("tuning", [LORA, FULL], ids=["lora", "full"])
+def test_a_head_on_the_trunk_reads_the_policys_states_and_owns_nothing_else(
+    tmp_path: Path, tiny_llama_folder: Path, tuning: dict[str, Any]
+) -> None:
+    config = ppo_config(tmp_path, tiny_llama_folder, model={"tuning": tuning}, critic={"kind": "head"})
+    policy, critic = policy_and_critic(config)
+    assert critic.state().keys() == {"head.weight", "head.bias"}
+    assert [name for name, _ in critic.trainable()] == ["head.weight", "head.bias"]
+    batch = ragged_batch()
+    with torch.no_grad():
+        critic.head.weight.fill_(0.5)
+        for _, parameter in policy.trainable():
+            parameter += 0.1
+        states = policy.states(batch)
+    expected = (0.5 * states.sum(-1)).masked_fill(~batch.response_mask, 0.0)
+    assert torch.allclose(critic.values(batch), expected, atol=1e-4)
+    assert float(expected.detach().abs().max()) > 0.1
+    with pytest.raises(ValueError, match="value head: the tensors do not fit"):
+        critic.load_state(critic.state() | {"layer": torch.ones(1)})
 
 
 def test_the_same_seed_gives_the_same_critic_and_another_seed_another(tmp_path: Path, tiny_llama_folder: Path) -> None:
@@ -146,10 +191,8 @@ def test_a_critic_learns_its_returns(tmp_path: Path, tiny_llama_folder: Path, re
         algorithm={"epochs": 30, "minibatches": 1, "value_clip_range": 100.0},
         steps=1,
     )
-    backbone = load_backbone(config.model)
-    backbone.adapters.add("policy", config.model.tuning, seed=0)  # pyright: ignore[reportArgumentType]
-    policy = CausalPolicy(backbone, adapter="policy", temperature=1.0)
-    learner = Learner(policy, build_critic(config, backbone), config=config)
+    policy, critic = policy_and_critic(config)
+    learner = Learner(policy, critic, config=config)
     experience = experience_for(learner)
 
     def error() -> float:

@@ -91,3 +91,25 @@ def test_the_missing_eos_penalty_reaches_only_responses_that_were_cut_off() -> N
         kl_coefficient=0.0,
     )
     assert metrics["objective/scores"] == pytest.approx((1.0 - 2.0) / 2)
+
+
+def test_the_correlation_of_score_and_length_worked_by_hand() -> None:
+    # Lengths 1, 2, 4 (mean 7/3), scores 0, 3, 1 (mean 4/3): covariance sum 2/3, variance sums 14/3 and 14/3.
+    _, metrics = build_experience(
+        _batch(_f32(-1), _f32(-1, -2), _f32(-1, -2, -1, -2)),
+        _output(0.0, 3.0, 1.0),
+        [_f32(-1), _f32(-1, -1), _f32(-1, -1, -1, -1)],
+        [_f32(0), _f32(0, 0), _f32(0, 0, 0, 0)],
+        algorithm=AlgorithmConfig(),
+        kl_coefficient=0.1,
+    )
+    assert metrics["objective/score_length_correlation"] == pytest.approx((2 / 3) / (14 / 3))
+
+
+@pytest.mark.parametrize(("scores", "lengths"), [((1.0, 1.0), (1, 2)), ((1.0, 2.0), (2, 2)), ((1.0,), (3,))])
+def test_there_is_no_correlation_with_what_is_constant(scores: tuple[float, ...], lengths: tuple[int, ...]) -> None:
+    rows = [_f32(*([-1.0] * length)) for length in lengths]
+    _, metrics = build_experience(
+        _batch(*rows), _output(*scores), rows, rows, algorithm=AlgorithmConfig(), kl_coefficient=0.1
+    )
+    assert "objective/score_length_correlation" not in metrics

@@ -262,8 +262,16 @@ def test_an_update_does_not_depend_on_the_micro_batches(
         assert {key: row[key] for key in of_the_loss} == pytest.approx(
             {key: metrics[0][key] for key in of_the_loss}, rel=1e-4, abs=1e-5
         )
-    assert metrics[0]["perf/padding_waste"] == 0.0
-    assert metrics[2]["perf/padding_waste"] > 0.0
+
+
+@pytest.mark.parametrize(("attention", "waste"), [("sdpa", 0.0), ("eager", 1 - 13 / 15)])
+def test_padding_is_computed_only_where_rows_cannot_be_packed(
+    settings: dict[str, Any], attention: str, waste: float
+) -> None:
+    # Sequences of 5, 5 and 3 tokens in one micro-batch.
+    learner = learner_of(settings, model={"attention": attention}, algorithm=ONE_PASS, micro_batch_tokens=15)
+    metrics = learner.update(experience_for(learner), step=0)
+    assert metrics["perf/padding_waste"] == pytest.approx(waste)
 
 
 def test_every_sample_is_in_exactly_one_minibatch_of_a_pass(settings: dict[str, Any]) -> None:
@@ -392,8 +400,34 @@ def test_the_dual_clip_bounds_tokens_with_a_negative_advantage_and_a_large_ratio
     assert largest_difference(policy_weights(learner), before) == 0.0
 
 
+def test_an_update_that_moves_too_far_leaves_out_the_rest_of_the_step(settings: dict[str, Any]) -> None:
+    # The rate is large: the second minibatch finds the policy far away, and is the last of six.
+    settings = merged(settings, algorithm={"epochs": 3, "minibatches": 2}, optimizer={"learning_rate": 0.3})
+    bounded = learner_of(settings, algorithm={"max_approx_kl": 1e-3})
+    experience = experience_for(bounded)
+    metrics = bounded.update(experience, step=0)
+    assert metrics["policy/skipped_minibatches"] == 4.0
+    assert metrics["policy/approxkl"] > 1e-3 / 2, "the mean of 0 and of what was too far"
+
+    # Those two are the first two of a learner without the bound; the schedules stand where they would stand after six.
+    free = learner_of(settings)
+    assert "policy/skipped_minibatches" not in free.update(experience, step=0)
+    assert metrics["policy/first_step_ratio_error"] < 1e-5
+    values = snapshot(bounded).values["learner"]
+    assert (values["policy_updates"], values["critic_updates"]) == (6, 6)
+
+
+def test_an_update_within_its_bound_takes_every_minibatch(settings: dict[str, Any]) -> None:
+    bounded, free = learner_of(settings, algorithm={"max_approx_kl": 1e3}), learner_of(settings)
+    experience = experience_for(bounded)
+    metrics = bounded.update(experience, step=0)
+    assert metrics.pop("policy/skipped_minibatches") == 0.0
+    assert metrics == free.update(experience, step=0)
+    assert largest_difference(snapshot(bounded).tensors, snapshot(free).tensors) == 0.0
+
+
 def test_every_metric_of_every_option_is_documented(settings: dict[str, Any], tmp_path: Path) -> None:
-    algorithm = {"importance_cap": 2.0, "dual_clip": 3.0}
+    algorithm = {"importance_cap": 2.0, "dual_clip": 3.0, "max_approx_kl": 0.1}
     learner = learner_of(with_ptx(tmp_path, merged(settings, algorithm=algorithm)))
     metrics = learner.update(experience_for(learner), step=0)
     require_documented(metrics)
@@ -413,8 +447,10 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(
     poisoned = [row.copy() for row in getattr(experience, column)]
     poisoned[1][2] = bad
     before = snapshot(learner)
-    with pytest.raises(NonFiniteLossError, match=f"{who} loss is (nan|-?inf) at step 0"):
+    with pytest.raises(NonFiniteLossError, match=f"{who} loss is (nan|-?inf) at step 0") as error:
         learner.update(replace(experience, **{column: poisoned}), step=0)
+    assert error.value.tensor is not None
+    assert error.value.tensor.startswith("gradient of ")
     assert largest_difference(snapshot(learner).tensors, before.tensors) == 0.0
 
     # Nor is a gradient left over: the next update is that of a learner which never saw the bad samples.

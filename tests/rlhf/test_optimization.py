@@ -13,6 +13,7 @@ from rlhf.optimization import (
     build_optimizer,
     build_schedule,
     clip_gradients,
+    first_non_finite,
     optimizer_step,
     set_learning_rate,
 )
@@ -48,7 +49,7 @@ def test_first_step_moves_by_learning_rate_times_sign_and_decay() -> None:
     weight = nn.Parameter(torch.tensor([[2.0, -1.0]]))
     optimizer = build_optimizer([("weight", weight)], constant(weight_decay=0.5, max_grad_norm=100.0))
     weight.grad = torch.tensor([[3.0, -7.0]])
-    optimizer_step(optimizer, constant(max_grad_norm=100.0), lambda _: 1.0, step=0, loss=1.0)
+    optimizer_step(optimizer, constant(max_grad_norm=100.0), lambda _: 1.0, [("weight", weight)], step=0, loss=1.0)
     torch.testing.assert_close(weight.detach(), torch.tensor([[1.8, -0.85]]))
     assert weight.grad is None
 
@@ -94,12 +95,59 @@ def test_a_non_finite_loss_or_gradient_raises_before_the_weights_change(loss: fl
     optimizer = build_optimizer([("weight", weight)], constant())
     weight.grad = torch.tensor([[gradient]])
     with pytest.raises(NonFiniteLossError, match="at step 7; training stopped") as error:
-        optimizer_step(optimizer, constant(), lambda _: 1.0, step=7, loss=loss)
+        optimizer_step(optimizer, constant(), lambda _: 1.0, [("weight", weight)], step=7, loss=loss)
     assert weight.item() == 2.0
     assert not optimizer.state
     assert error.value.quantity == ("grad_norm" if math.isfinite(loss) else "loss")
+    assert error.value.tensor == ("gradient of weight" if math.isfinite(loss) else None)
+
+
+def layers(*gradients: float) -> list[tuple[str, nn.Parameter]]:
+    """Parameters in the model's order, each with two weights of 1 and one such gradient."""
+    named = [(f"layer.{index}", nn.Parameter(torch.ones(2))) for index in range(len(gradients))]
+    for (_, parameter), gradient in zip(named, gradients, strict=True):
+        parameter.grad = torch.tensor([0.5, gradient])
+    return named
+
+
+def test_the_first_bad_gradient_is_that_nearest_to_the_loss() -> None:
+    # It came in at layer 1 and went back through layer 0.
+    assert first_non_finite(layers(math.nan, math.inf, 2.0)) == "gradient of layer.1"
+    assert first_non_finite(layers(1.0, 2.0)) is None
+
+
+def test_gradients_too_large_to_square_are_named_after_those_that_are_no_numbers() -> None:
+    assert first_non_finite(layers(1e25, 2.0, 1.0)) == "norm of the gradient of layer.0"
+    assert first_non_finite(layers(math.nan, 1e25)) == "gradient of layer.0"
+
+
+def test_a_bad_weight_comes_before_every_gradient_and_the_earliest_first() -> None:
+    named = layers(1.0, 2.0, math.nan)
+    with torch.no_grad():
+        named[1][1][0], named[2][1][0] = -math.inf, math.nan
+    assert first_non_finite(named) == "weight layer.1"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_named_and_spoils_no_other(bad: float) -> None:
+    named = layers(1.0, bad, 2.0)
+    optimizer = build_optimizer(named, constant())
+    with pytest.raises(NonFiniteLossError, match=r"\(first tensor that is not finite: gradient of layer\.1\)") as error:
+        optimizer_step(optimizer, constant(), lambda _: 1.0, named, step=0, loss=1.0)
+    assert (error.value.quantity, error.value.tensor) == ("grad_norm", "gradient of layer.1")
+    gradients = [parameter.grad for _, parameter in named]
+    assert gradients[0] is not None
+    torch.testing.assert_close(gradients[0], torch.tensor([0.5, 1.0]))
+
+
+def test_tensors_are_not_searched_while_everything_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "isfinite", None)
+    named = layers(1.0, 2.0)
+    optimizer_step(build_optimizer(named, constant()), constant(), lambda _: 1.0, named, step=0, loss=1.0)
 
 
 def test_the_error_survives_a_process_boundary() -> None:
-    error = pickle.loads(pickle.dumps(NonFiniteLossError("loss", math.inf, 3)))
-    assert (error.quantity, error.value, error.step) == ("loss", math.inf, 3)
+    original = NonFiniteLossError("loss", math.inf, 3, "weight a").of("policy")
+    error = pickle.loads(pickle.dumps(original))
+    assert (error.quantity, error.value, error.step, error.tensor) == ("policy loss", math.inf, 3, "weight a")
+    assert str(error) == str(original)

@@ -10,12 +10,22 @@ import pytest
 import torch
 
 from reward.interface import RewardFailure, RewardOutput, RewardRequest
-from rlhf.role_groups import RoleGroups, join_outputs, open_roles
+from rlhf.role_groups import RoleGroups, canaries_of, join_outputs, open_roles
 from rlhf.runtime.workers import LocalWorker, WorkerTimeoutError
-from rollout.hf_engine import NonFiniteLogitsError
-from rollout.pool import PendingCall, RolloutTimeoutError, WorkerHandle
+from rollout.calls import PendingCall, WorkerHandle
+from rollout.pool import RolloutPool
+from rollout.responses import NonFiniteLogitsError
 from rollout.types import Completion, PerToken, Prompt, RolloutBatch, TokenIds
-from rollout.weight_sync import Ack, CanaryMismatchError, ChecksumError, StaleWeightsError, WeightUpdate, pack, unpack
+from rollout.weight_sync import (
+    Ack,
+    CanaryMismatchError,
+    ChecksumError,
+    StaleWeightsError,
+    UpdateHeader,
+    WeightUpdate,
+    pack,
+    unpack,
+)
 from tests.tiny_ppo import ppo_config
 
 
@@ -59,9 +69,16 @@ class Trainer:
     def __init__(self, weight: float) -> None:
         self.weight = weight
         self.asked: list[int] = []
+        self._packed: WeightUpdate | None = None
 
-    def publish(self, version: int) -> WeightUpdate:
-        return pack({"w": torch.tensor(self.weight)}, version)
+    def pack_update(self, version: int, bucket: int, bucket_bytes: int) -> UpdateHeader:
+        assert (bucket, bucket_bytes) == (0, 1000)
+        self._packed = pack({"w": torch.tensor(self.weight)}, version)
+        return self._packed.header
+
+    def packed_update(self) -> WeightUpdate:
+        assert self._packed is not None
+        return self._packed
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         self.asked.append(len(prompts))
@@ -103,22 +120,34 @@ class Hanging:
         self.waits.append(timeout_seconds)
         raise WorkerTimeoutError(f"actor {self.name} did not finish within {timeout_seconds:g} seconds")
 
+    def when_done(self, notify: Callable[[], None]) -> None:
+        """Never."""
+
+    def restart(self) -> PendingCall:
+        return self
+
 
 def groups(
-    *, rollout: Sequence[Any] = (), reward: Sequence[Any] = (), learner: Any = None, share_weights: bool = False
+    *,
+    rollout: Sequence[Any] = (),
+    reward: Sequence[Any] = (),
+    learner: Any = None,
+    share_weights: bool = False,
+    keeps_published: bool = False,
 ) -> RoleGroups:
     def handles(role: str, objects: Sequence[Any]) -> list[WorkerHandle]:
         return [o if hasattr(o, "call") else LocalWorker(f"{role}-{i}", o) for i, o in enumerate(objects)]
 
     return RoleGroups(
-        rollout=handles("rollout", rollout or [Sampler()]),
+        rollout=RolloutPool(handles("rollout", rollout or [Sampler()]), timeout_seconds=5.0),
         reward=handles("reward", reward or [Judge()]),
         reference=handles("reference", [Anchor(), Anchor()]),
         learner=handles("learner", [learner or Trainer(0.5)])[0],
         share_weights=share_weights,
         timeout_seconds=7.0,
-        rollout_timeout_seconds=5.0,
         canary_tolerance=1e-3,
+        bucket_bytes=1000,
+        keeps_published=keeps_published,
     )
 
 
@@ -171,16 +200,36 @@ def test_reference_log_probs_come_back_in_order() -> None:
 def test_a_sync_brings_every_worker_to_the_version_and_measures_the_canaries() -> None:
     samplers = [Sampler(), Sampler()]
     learner = Trainer(0.25)
-    metrics = groups(rollout=samplers, learner=learner).sync(3, canaries=batch_of(5))
+    metrics = groups(rollout=samplers, learner=learner).sync(3, canaries=canaries_of(batch_of(5)))
     assert [(sampler.version, sampler.weight) for sampler in samplers] == [(3, 0.25)] * 2
     assert metrics == {"sync/version": 3.0, "sync/bytes": 4.0, "sync/canary_max_logprob_diff": 0.0}
     assert learner.asked == [2]
 
 
+def test_workers_that_have_the_version_are_left_alone() -> None:
+    learner = Trainer(0.25)
+    roles = groups(learner=learner)
+    weights = roles.publish(3, canaries=canaries_of(batch_of(2)))
+    assert roles.load(weights)["sync/version"] == 3.0
+    assert roles.load(weights) == {}
+
+
+@pytest.mark.parametrize(("keeps_published", "loaded"), [(True, 0.25), (False, 0.75)])
+def test_published_weights_are_a_snapshot_where_workers_take_them_later(
+    *, keeps_published: bool, loaded: float
+) -> None:
+    sampler, learner = Sampler(), Trainer(0.25)
+    roles = groups(rollout=[sampler], learner=learner, keeps_published=keeps_published)
+    weights = roles.publish(1)
+    learner.weight = 0.75
+    roles.load(weights)
+    assert sampler.weight == loaded
+
+
 def test_shared_weights_are_adopted_without_moving_any() -> None:
     sampler = Sampler()
     sampler.weight = 0.5
-    metrics = groups(rollout=[sampler], share_weights=True).sync(2, canaries=batch_of(1))
+    metrics = groups(rollout=[sampler], share_weights=True).sync(2, canaries=canaries_of(batch_of(1)))
     assert sampler.version == 2
     assert metrics["sync/bytes"] == 0.0
 
@@ -216,8 +265,8 @@ class SaysTheOldVersion(Sampler):
 @pytest.mark.parametrize(
     ("faulty", "error", "message"),
     [
-        (Sampler(flip_a_bit), ChecksumError, "weight update 1 has checksum"),
-        (Sampler(other_weights), ChecksumError, "rollout worker rollout-1 loaded weights with checksum"),
+        (Sampler(flip_a_bit), ChecksumError, "rollout worker rollout-1: weight update 1 has checksum"),
+        (Sampler(other_weights), ChecksumError, "rollout worker rollout-1 received weights with checksum"),
         (SaysTheOldVersion(), StaleWeightsError, "rollout worker rollout-1 is at version 0 after update 1"),
         (KeepsItsOwn(), CanaryMismatchError, "rollout-1 differs from the learner by 0.5 nats"),
     ],
@@ -227,7 +276,7 @@ def test_a_worker_that_does_not_hold_the_learners_weights_is_found_and_named(
     faulty: Sampler, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        groups(rollout=[Sampler(), faulty]).sync(1, canaries=batch_of(2))
+        groups(rollout=[Sampler(), faulty]).sync(1, canaries=canaries_of(batch_of(2)))
 
 
 def test_a_worker_of_another_version_is_never_sampled_from() -> None:
@@ -242,7 +291,7 @@ def test_a_worker_of_another_version_is_never_sampled_from() -> None:
 @pytest.mark.parametrize("weight", [float("nan"), float("-inf")])
 def test_a_ruined_policy_is_not_blamed_on_the_worker(weight: float) -> None:
     with pytest.raises(NonFiniteLogitsError, match=r"not finite at version 4; .*lower optimizer\.learning_rate"):
-        groups(learner=Trainer(weight)).sync(4, canaries=batch_of(1))
+        groups(learner=Trainer(weight)).sync(4, canaries=canaries_of(batch_of(1)))
 
 
 # --- waits ------------------------------------------------------------------------------------------------------------
@@ -263,22 +312,14 @@ def test_a_wait_has_a_timeout_and_names_the_worker(ask: Callable[[RoleGroups], A
     assert hanging.waits == [7.0]
 
 
-def test_a_rollout_worker_that_hangs_is_named_after_the_time_that_rollouts_have() -> None:
-    hanging = Hanging("rollout-1")
-    with pytest.raises(RolloutTimeoutError, match="rollout-1 did not finish 'generate' within 5 s"):
-        groups(rollout=[Sampler(), hanging]).generate(prompts_of(4), 1, seed=0, step=0, version=0)
-    assert hanging.waits[0] <= 5.0
-
-
 # --- the roles of this process ----------------------------------------------------------------------------------------
 
 
 def test_in_this_process_one_host_has_all_roles(tmp_path: Path, tiny_llama_folder: Path) -> None:
-    with open_roles(ppo_config(tmp_path, tiny_llama_folder, rollout={"timeout_seconds": 11.0})) as roles:
-        workers = [*roles.rollout, *roles.reward, *roles.reference, roles.learner]
-        assert [worker.name for worker in workers] == ["driver"] * 4
+    with open_roles(ppo_config(tmp_path, tiny_llama_folder)) as roles:
+        workers = [*roles.reward, *roles.reference, roles.learner]
+        assert [worker.name for worker in workers] == ["driver"] * 3
         assert roles.share_weights
-        assert roles.rollout_timeout_seconds == 11.0
         assert roles.canary_tolerance == 1e-3
         roles.sync(0)
         assert len(roles.generate(prompts_of(2), 2, seed=0, step=0, version=0)) == 4

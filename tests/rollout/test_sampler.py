@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from rollout.config import SamplingConfig
-from rollout.sampler import ForcedSampler, draw_tokens
+from rollout.responses import OpenResponse, ResponseRules
+from rollout.sampler import ForcedSampler, ResponseSampler, draw_tokens
+from tests.rollout.fakes import prompt_of
 
 INF = math.inf
+ENDLESS = ResponseRules(min_tokens=0, max_tokens=99, stop_ids=())
 LAST_UNIFORM = 1 - 2**-53
 """The largest number below 1 that float64 can hold."""
 
@@ -84,33 +86,58 @@ def test_logits_with_nan_show_in_the_log_probability() -> None:
     assert logprobs.isnan().squeeze(1).tolist() == [True, False]
 
 
-def forced(
-    scores: list[list[float]], noise: list[list[float]], **sampling: float
-) -> tuple[list[list[int]], np.ndarray]:
-    """Feeds the same scores at each step; returns tokens and log-probs as (steps, rows)."""
-    config = SamplingConfig.model_validate({"max_response_tokens": len(noise)} | sampling)
-    sampler = ForcedSampler(torch.tensor(noise, dtype=torch.float64).unsqueeze(-1), config, stop_ids=(0,))
-    tokens = [sampler(torch.empty(0), torch.tensor(scores)).argmax(dim=-1).tolist() for _ in noise]
-    return tokens, sampler.logprobs.numpy()
+def grow(
+    logits: list[list[float]], noise: list[list[float]], *, temperature: float = 1.0, rules: ResponseRules = ENDLESS
+) -> list[OpenResponse]:
+    """Feeds the same logits at each step to one response a row; `noise` is (rows, steps)."""
+    responses = [OpenResponse(prompt_of(str(n)), 0, rules, np.array(row)) for n, row in enumerate(noise)]
+    sampler = ResponseSampler(temperature)
+    for _ in noise[0]:
+        sampler.extend(torch.tensor(logits), responses)
+    return responses
 
 
-def test_greedy_search_takes_the_drawn_token_of_each_step_and_row() -> None:
+def test_each_row_draws_with_the_noise_of_its_own_position() -> None:
     shares = [[math.log(0.9), math.log(0.1)], [math.log(0.4), math.log(0.6)]]
-    tokens, logprobs = forced(shares, noise=[[0.95, 0.1], [0.5, 0.5]])
-    assert tokens == [[1, 0], [0, 1]]
-    np.testing.assert_allclose(logprobs, np.log([[0.1, 0.4], [0.9, 0.6]]), rtol=1e-6)
+    first, second = grow(shares, noise=[[0.95, 0.5], [0.1, 0.5]])
+    assert (first.token_ids, second.token_ids) == ([1, 0], [0, 1])
+    np.testing.assert_allclose(first.logprobs + second.logprobs, np.log([0.1, 0.9, 0.4, 0.6]), rtol=1e-6)
 
 
 def test_the_temperature_divides_the_logits_before_the_draw() -> None:
     # At temperature 0.5 the odds 3 : 1 become 9 : 1.
-    tokens, logprobs = forced([[math.log(3.0), 0.0]], noise=[[0.85], [0.95]], temperature=0.5)
-    assert tokens == [[0], [1]]
-    np.testing.assert_allclose(logprobs[:, 0], np.log([0.9, 0.1]), rtol=1e-5)
+    (response,) = grow([[math.log(3.0), 0.0]], noise=[[0.85, 0.95]], temperature=0.5)
+    assert response.token_ids == [0, 1]
+    np.testing.assert_allclose(response.logprobs, np.log([0.9, 0.1]), rtol=1e-5)
 
 
 def test_stop_tokens_are_left_out_of_the_distribution_before_the_minimum() -> None:
     # Token 0 stops. Without it the shares are 0.75 and 0.25; the third step has all three again.
     shares = [[math.log(0.6), math.log(0.3), math.log(0.1)]]
-    tokens, logprobs = forced(shares, noise=[[0.5], [0.8], [0.5]], min_response_tokens=2)
-    assert tokens == [[1], [2], [0]]
-    np.testing.assert_allclose(logprobs[:, 0], np.log([0.75, 0.25, 0.6]), rtol=1e-5)
+    rules = ResponseRules(min_tokens=2, max_tokens=9, stop_ids=(0,))
+    (response,) = grow(shares, noise=[[0.5, 0.8, 0.5]], rules=rules)
+    assert response.token_ids == [1, 2, 0]
+    np.testing.assert_allclose(response.logprobs, np.log([0.75, 0.25, 0.6]), rtol=1e-5)
+
+
+def test_rows_may_exclude_different_tokens() -> None:
+    def response(min_tokens: int, *stop_ids: int) -> OpenResponse:
+        rules = ResponseRules(min_tokens=min_tokens, max_tokens=9, stop_ids=stop_ids)
+        return OpenResponse(prompt_of("p"), 0, rules, np.array([LAST_UNIFORM]))
+
+    responses = [response(1, 2), response(0, 2), response(1, 2, 1), response(1, 2)]
+    ResponseSampler(1.0).extend(torch.zeros(4, 3), responses)
+    assert [response.token_ids for response in responses] == [[1], [2], [0], [1]]
+
+
+def test_a_response_that_has_ended_takes_no_more_tokens() -> None:
+    rules = ResponseRules(min_tokens=0, max_tokens=2, stop_ids=(0,))
+    brief, full = grow([[0.0, 0.0]] * 2, noise=[[0.1, 0.9, 0.9], [0.9, 0.9, 0.9]], rules=rules)
+    assert (brief.token_ids, brief.finish_reason) == ([0], "stop")
+    assert (full.token_ids, full.finish_reason) == ([1, 1], "length")
+
+
+def test_greedy_search_takes_the_drawn_token_of_each_row() -> None:
+    responses = [OpenResponse(prompt_of("p"), 0, ENDLESS, np.array([uniform])) for uniform in (0.95, 0.1)]
+    scores = ForcedSampler(responses, 1.0)(torch.empty(0), torch.tensor([[math.log(0.9), math.log(0.1)]] * 2))
+    assert scores.argmax(dim=-1).tolist() == [1, 0]

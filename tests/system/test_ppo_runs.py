@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,14 +26,10 @@ from rlhf.experience import Experience, NoScoredSamplesError
 from rlhf.learner import Learner
 from rlhf.optimization import NonFiniteLossError
 from rlhf.roles import RoleHost
-from rlhf.runtime import cluster
-from rlhf.runtime.cluster import ActorRequest
-from rlhf.runtime.placement import Resources
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
-from rlhf.runtime.workers import LocalWorker
-from rollout.hf_engine import NonFiniteLogitsError
-from rollout.pool import WorkerHandle
+from rollout.responses import NonFiniteLogitsError
+from tests.local_actors import without_ray
 from tests.rlhf.runtime.test_metrics import items, records_of
 from tests.system import scripted_rewards
 from tests.tiny_models import build_model
@@ -112,23 +106,13 @@ def assert_same_numbers(actual: RunFiles, expected: RunFiles) -> None:
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
-@contextmanager
-def actors_in_this_process(
-    requests: Sequence[ActorRequest], offered: Resources, *, timeout_seconds: float
-) -> Iterator[list[WorkerHandle]]:
-    """What `ray_workers` opens, without Ray: every actor's object, with models of its own, here."""
-    del offered, timeout_seconds
-    yield [LocalWorker(request.name, request.factory(**request.keywords)) for request in requests]
-
-
 TWO_WORKERS = {"rollout": {"workers": 2}, "reward": {"workers": 2}}
 
 
 def test_two_workers_on_models_of_their_own_repeat_the_run_of_roles_on_one_base(
     straight: RunFiles, shared_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "ray_cluster", lambda _: nullcontext(Resources(2.0, 0.0)))
-    monkeypatch.setattr(cluster, "ray_workers", actors_in_this_process)
+    without_ray(monkeypatch)
     apart = run_ppo(placed(shared_settings, tmp_path, kind="split", **TWO_WORKERS))
     assert_same_numbers(apart, straight)
     assert all(row["sync/bytes"] for row in apart.read_metrics())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.algorithms.preference_losses import pairwise_logistic_loss, ranked_pairs_loss
+from rlhf.algorithms.preference_losses import centering_penalty, pairwise_logistic_loss, ranked_pairs_loss
 
 
 def _cost(difference: float) -> float:
@@ -185,3 +185,111 @@ def test_ranked_arguments_that_do_not_fit_are_refused():
 def test_a_group_beyond_the_count_is_refused_not_ignored():
     with pytest.raises((IndexError, RuntimeError)):
         ranked_pairs_loss(torch.zeros(3), *_pairs((0, 1, 0), (0, 2, 1)), group_count=1)
+
+
+def _cross_entropy(difference: float, target: float) -> float:
+    return target * _cost(difference) + (1 - target) * _cost(-difference)
+
+
+def test_targets_margins_and_smoothing_match_values_worked_by_hand():
+    scores = _float64(3.0, 1.0, 0.5, -2.0)
+    pairs = _pairs((0, 1, 0), (0, 2, 0), (1, 2, 0), (2, 3, 1))
+    # Differences 2, 2.5, 0.5 and 2.5; the third pair is a tie. Leads after the margins: 1.75, 1.5, 0.5, 2.5.
+    loss, metrics = ranked_pairs_loss(
+        scores,
+        *pairs,
+        group_count=2,
+        target=_float64(1.0, 0.8, 0.5, 1.0),
+        margin=_float64(0.25, 1.0, 0.0, 0.0),
+        label_smoothing=0.1,
+    )
+    costs = [(1.75, 0.9), (1.5, 0.8 * 0.9 + 0.2 * 0.1), (0.5, 0.5), (2.5, 0.9)]
+    terms = [_cross_entropy(lead, target) for lead, target in costs]
+    assert loss.item() == pytest.approx((sum(terms[:3]) / 3 + terms[3]) / 2, rel=1e-12)
+    # Metrics are of the scores, and leave the tie out.
+    assert metrics["accuracy"].item() == pytest.approx(1.0)
+    assert metrics["margin"].item() == pytest.approx(((2 + 2.5) / 2 + 2.5) / 2)
+
+
+def test_a_tie_pulls_two_scores_together():
+    scores = _float64(1.0, -0.5).requires_grad_()
+    loss, _ = ranked_pairs_loss(scores, *_pairs((0, 1, 0)), group_count=1, target=_float64(0.5))
+    loss.backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([_sigmoid(1.5) - 0.5, 0.5 - _sigmoid(1.5)], rel=1e-12)
+
+
+def test_a_soft_label_is_cheapest_where_the_scores_say_the_same():
+    pairs, target = _pairs((0, 1, 0)), _float64(0.7)
+    leads = [math.log(0.7 / 0.3) + shift for shift in (-0.1, 0.0, 0.1)]
+    losses = [ranked_pairs_loss(_float64(d, 0), *pairs, group_count=1, target=target)[0].item() for d in leads]
+    assert losses[1] == min(losses)
+    assert losses[1] == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.3))
+
+
+def test_the_smoothed_loss_of_a_certain_label_has_a_floor_at_its_doubt():
+    pairs = _pairs((0, 1, 0))
+    best, _ = ranked_pairs_loss(_float64(math.log(9), 0.0), *pairs, group_count=1, label_smoothing=0.1)
+    further, _ = ranked_pairs_loss(_float64(6.0, 0.0), *pairs, group_count=1, label_smoothing=0.1)
+    assert best.item() == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    assert further > best
+
+
+def test_a_groups_weight_multiplies_its_mean_and_no_metric():
+    scores = _float64(3.0, 1.0, 0.0, 2.0, 5.0)
+    pairs = _pairs((0, 1, 0), (0, 2, 0), (1, 2, 0), (3, 4, 1))
+    loss, metrics = ranked_pairs_loss(scores, *pairs, group_count=2, group_weight=_float64(0.25, 3.0))
+    expected = (0.25 * (_cost(2) + _cost(3) + _cost(1)) / 3 + 3.0 * _cost(-3)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert metrics == ranked_pairs_loss(scores, *pairs, group_count=2)[1]
+
+
+def test_gradients_with_targets_margins_and_weights_agree_with_finite_differences():
+    scores = _float64(3.0, 1.0, 0.0, 2.0, 5.0).requires_grad_()
+    pairs = _pairs((0, 1, 0), (0, 2, 0), (2, 1, 0), (3, 4, 1))
+    options: dict[str, Tensor] = {
+        "target": _float64(1.0, 0.5, 0.8, 1.0),
+        "margin": _float64(0.3, 0.0, 0.1, 1.0),
+        "group_weight": _float64(2.0, 0.5),
+    }
+    assert torch.autograd.gradcheck(
+        lambda x: ranked_pairs_loss(x, *pairs, group_count=2, label_smoothing=0.2, **options)[0], (scores,)
+    )
+
+
+def test_uncertain_labels_stay_finite_for_scores_of_any_size():
+    scores = torch.tensor([1e4, -1e4], requires_grad=True)
+    loss, _ = ranked_pairs_loss(scores, *_pairs((0, 1, 0)), group_count=1, target=torch.tensor([0.75]))
+    loss.backward()
+    assert loss.item() == 5e3
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0.25, -0.25]
+
+
+def test_smoothing_and_numbers_of_pairs_that_do_not_fit_are_refused():
+    pairs = _pairs((0, 1, 0), (0, 2, 0))
+    with pytest.raises(ValueError, match=r"label_smoothing is 0\.5"):
+        ranked_pairs_loss(torch.zeros(3), *pairs, group_count=1, label_smoothing=0.5)
+    with pytest.raises(ValueError, match="target"):
+        ranked_pairs_loss(torch.zeros(3), *pairs, group_count=1, target=torch.ones(1))
+    with pytest.raises(ValueError, match="margin"):
+        ranked_pairs_loss(torch.zeros(3), *pairs, group_count=1, margin=torch.zeros(2, 1))
+
+
+def test_the_centering_penalty_matches_values_worked_by_hand_and_moves_levels_only():
+    scores = _float64(2.0, 1.0, 3.0, -1.0, 0.5).requires_grad_()
+    group = torch.tensor([0, 0, 1, 1, 1])
+    penalty = centering_penalty(scores, group, group_count=2)
+    # Group means 1.5 and 2.5 / 3: for the pair (2 + 1)^2.
+    assert penalty.item() == pytest.approx((3.0**2 + (5 / 3) ** 2) / 2, rel=1e-12)
+    penalty.backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([3.0, 3.0, 10 / 9, 10 / 9, 10 / 9], rel=1e-12)
+
+
+def test_shares_of_the_centering_penalty_add_up():
+    scores, group = _float64(2.0, 1.0, 3.0, -1.0, 0.5), torch.tensor([0, 0, 1, 1, 1])
+    parts = [centering_penalty(scores[group == g], torch.zeros(count).long(), 2) for g, count in ((0, 2), (1, 3))]
+    torch.testing.assert_close(parts[0] + parts[1], centering_penalty(scores, group, 2))
+    with pytest.raises(ValueError, match="group_of_score"):
+        centering_penalty(scores, group[:2], 2)

@@ -4,10 +4,10 @@ import pytest
 
 from rlhf.quickstart.grammar import read_scene
 from rlhf.quickstart.questions import question_from_prompt
-from rlhf.quickstart.sets import EMBEDDED_SETS, RESPONSES_PER_RANKING, embedded_rows
+from rlhf.quickstart.sets import CONTRARIAN, EMBEDDED_SETS, RESPONSES_PER_RANKING, VOTES_PER_PROMPT, embedded_rows
 
 SIZES = {"stories": 4000, "demonstrations": 2000, "rankings": 1000, "prompts": 1000}
-SIZES |= {"stories-eval": 400, "demonstrations-eval": 200, "rankings-eval": 200, "prompts-eval": 200}
+SIZES |= {"stories-eval": 400, "demonstrations-eval": 200, "rankings-eval": 200, "prompts-eval": 200, "votes": 300}
 
 
 @pytest.mark.parametrize("name", EMBEDDED_SETS)
@@ -43,3 +43,16 @@ def test_held_out_prompts_tell_scenes_of_the_held_out_split_only() -> None:
         for suffix, split in (("", "train"), ("-eval", "eval")):
             stories = [question_from_prompt(row["prompt"]).story for row in embedded_rows(name + suffix)[:100]]
             assert {read_scene(story).split for story in stories} == {split}
+
+
+def test_votes_are_rankings_of_answers_by_different_writers_by_different_raters() -> None:
+    rows = embedded_rows("votes")
+    for row in rows:
+        for field in ("text", "model"):
+            assert len({response[field] for response in row["responses"]}) == RESPONSES_PER_RANKING
+        assert len({vote["rater"] for vote in row["votes"]}) == VOTES_PER_PROMPT
+        for vote in row["votes"]:
+            assert sorted(index for group in vote["ranking"] for index in group) == list(range(RESPONSES_PER_RANKING))
+    raters = {vote["rater"] for row in rows for vote in row["votes"]}
+    assert CONTRARIAN in raters
+    assert len(raters) == 6

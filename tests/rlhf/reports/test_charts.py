@@ -157,3 +157,38 @@ def test_names_are_escaped_and_lengths_checked() -> None:
     assert root.get("aria-label", "").startswith('<t> & "q": <s> from 1 to 2')
     with pytest.raises(ValueError, match=r"series 'a': lengths differ: \{'x': 2, 'y': 1\}"):
         render_chart(chart(Series("a", [0, 1], [1.0])))
+
+
+def rectangles(root: ElementTree.Element) -> list[list[float]]:
+    """x, y, width and height of each bar."""
+    bars = [bar for bar in root.iter("rect") if bar.get("class") == "column"]
+    return [[float(bar.get(name, "")) for name in ("x", "y", "width", "height")] for bar in bars]
+
+
+def test_bars_stand_on_zero_and_are_as_wide_as_said() -> None:
+    (low, high) = rectangles(drawn(chart(Series("count", [0.5, 1.5], [2.0, 4.0], bar_width=1.0))))
+    assert low[0] == pytest.approx(46)
+    assert high[0] + high[2] == pytest.approx(388, abs=0.1)
+    assert low[0] + low[2] == pytest.approx(high[0], abs=0.1)
+    assert low[1] + low[3] == high[1] + high[3] == pytest.approx(196, abs=0.1)
+    assert high[3] == pytest.approx(2 * low[3], abs=0.2)
+
+
+def test_an_axis_reaches_the_values_it_is_told_to_show() -> None:
+    root = drawn(chart(Series("a", [0, 1], [0.6, 0.7]), shown=(0.0, 1.0)))
+    assert {"0", "1.0"} <= set(texts(root, "tick"))
+
+
+def test_a_bar_below_zero_hangs_from_it() -> None:
+    (down, up) = rectangles(drawn(chart(Series("gain", [0, 1], [-1.0, 1.0], bar_width=0.8))))
+    assert down[1] == pytest.approx(up[1] + up[3], abs=0.2)
+
+
+def test_the_line_of_equality_runs_over_what_both_axes_show() -> None:
+    root = drawn(chart(Series("a", [0.5, 1.0], [0.4, 0.9], markers=True, line=False), identity="as sure as right"))
+    (line,) = [line for line in root.iter("line") if line.get("class") == "reference"]
+    assert texts(root, "reference") == ["as sure as right"]
+    assert float(line.get("x1", "")) == pytest.approx(46)
+    assert 10 <= float(line.get("y2", "")) < float(line.get("y1", "")) <= 196
+    apart = drawn(chart(Series("a", [5.0, 6.0], [0.1, 0.2]), identity="equal"))
+    assert texts(apart, "reference") == []

@@ -1,6 +1,7 @@
 """Roles in Ray actors: calls, errors that keep their type and name the actor, timeouts, and what is refused at once."""
 
 import os
+import queue
 import signal
 import socket
 import time
@@ -19,7 +20,7 @@ from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.cluster import ActorRequest, ray_cluster, ray_workers
 from rlhf.runtime.placement import Resources
 from rlhf.runtime.workers import WorkerError, WorkerTimeoutError, fan_out
-from rollout.pool import WorkerHandle
+from rollout.calls import WorkerHandle
 from rollout.weight_sync import ChecksumError, WeightUpdate, pack, unpack
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("ray_cluster")]
@@ -131,6 +132,24 @@ def test_an_actor_that_dies_is_named_and_nobody_waits_for_it(workers: dict[str, 
         workers["mortal"].call("numbers", [1]).result(PATIENCE)
     # The others live on.
     assert workers["calm-0"].call("numbers", [1]).result(PATIENCE) == [10]
+
+
+def test_an_answer_goes_from_one_actor_to_another_without_a_visit_here(workers: dict[str, WorkerHandle]) -> None:
+    numbers = workers["calm-0"].call("numbers", [1, 2])
+    assert workers["calm-1"].call("numbers", numbers).result(PATIENCE) == [100, 200]
+    # What the first one raised is raised by the second.
+    with pytest.raises(ValueError, match="bad row"):
+        workers["calm-1"].call("numbers", workers["calm-0"].call("fail", ValueError("bad row"))).result(PATIENCE)
+
+
+def test_the_end_of_a_call_is_told_once_whatever_it_is(workers: dict[str, WorkerHandle]) -> None:
+    for call in (workers["calm-0"].call("numbers", [1]), workers["calm-1"].call("fail", ValueError("x"))):
+        told: queue.SimpleQueue[str] = queue.SimpleQueue()
+        call.when_done(lambda told=told: told.put("done"))
+        assert told.get(timeout=PATIENCE) == "done"
+        call.when_done(lambda told=told: told.put("done already"))
+        assert told.get(timeout=PATIENCE) == "done already"
+        assert told.empty()
 
 
 def test_what_building_a_role_raises_reaches_the_driver_as_it_is() -> None:

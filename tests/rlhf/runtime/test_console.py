@@ -2,6 +2,7 @@ import io
 import math
 
 from rlhf.runtime.console import ConsoleSink
+from rlhf.runtime.health.rule import Alert
 
 
 def printed(*steps: dict[str, float]) -> list[str]:
@@ -25,3 +26,11 @@ def test_columns_stay_aligned_when_steps_have_different_metrics() -> None:
     assert len({line.index("kl") for line in lines}) == 1
     assert len({len(line) for line in lines}) == 1
     assert "NaN" in lines[1]
+
+
+def test_an_alert_is_one_plain_line_with_what_was_found_and_what_to_do() -> None:
+    output = io.StringIO()
+    sink = ConsoleSink("ppo", total_steps=100, output=output)
+    sink.log_alert(Alert(12, "kl_runaway", "error", "objective/kl is 31", "Too far.", "Lower `a.b` [slowly] " * 9))
+    (line,) = output.getvalue().splitlines()
+    assert line.startswith("ppo error at step 12 (kl_runaway): objective/kl is 31. Lower `a.b` [slowly] Lower")

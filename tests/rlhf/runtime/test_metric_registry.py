@@ -37,6 +37,9 @@ def test_a_family_admits_a_name_of_the_users_choice_and_nothing_deeper() -> None
     assert component.key == "reward/length-penalty"
     assert component.unit == "reward"
     assert find_metric("reward/a/b") is None
+    disagreement = find_metric("reward/taste/disagreement")
+    assert disagreement is not None
+    assert (disagreement.key, "standard deviation" in disagreement.description) == ("reward/taste/disagreement", True)
     assert find_metric("reward/") is None
 
 

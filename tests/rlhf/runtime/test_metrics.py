@@ -1,15 +1,20 @@
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rlhf.runtime.config import TrackingConfig
+from rlhf.runtime.health.monitor import HealthMonitor
+from rlhf.runtime.health.rule import Alert
+from rlhf.runtime.health.training import NON_FINITE_METRIC
 from rlhf.runtime.metrics import (
     JsonlSink,
     MetricLogger,
@@ -29,6 +34,7 @@ class RecordingSink:
     def __init__(self) -> None:
         self.steps: list[tuple[int, dict[str, float]]] = []
         self.samples: list[tuple[int, list[Mapping[str, object]]]] = []
+        self.alerts: list[Alert] = []
         self.closed: list[tuple[dict[str, object], bool]] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -36,6 +42,9 @@ class RecordingSink:
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
         self.samples.append((step, list(rows)))
+
+    def log_alert(self, alert: Alert) -> None:
+        self.alerts.append(alert)
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         self.closed.append((dict(summary), failed))
@@ -78,6 +87,28 @@ def test_sinks_are_closed_once_and_told_of_a_failure() -> None:
     with MetricLogger([sink]) as logger:
         logger.close({"kl": 1.0})
     assert sink.closed == [({"kl": 1.0}, False)]
+
+
+def test_what_the_health_rules_find_reaches_every_sink_and_the_summary() -> None:
+    sinks = [RecordingSink(), RecordingSink()]
+    logger = MetricLogger(sinks, health=HealthMonitor([NON_FINITE_METRIC]))
+    logger.log(1, {"objective/kl": 0.5})
+    logger.log(2, {"objective/kl": torch.tensor(math.nan)})
+    logger.close({"kl": 1.0})
+    for sink in sinks:
+        assert [(alert.step, alert.rule, alert.finding) for alert in sink.alerts] == [
+            (2, "non_finite_metric", "objective/kl is NaN")
+        ]
+        ((summary, _),) = sink.closed
+        health: Any = summary["health"]
+        assert (summary["kl"], health["verdict"], len(health["alerts"])) == (1.0, "error", 1)
+
+
+def test_a_run_that_ends_early_has_no_verdict() -> None:
+    sink = RecordingSink()
+    with pytest.raises(KeyError), MetricLogger([sink], health=HealthMonitor([NON_FINITE_METRIC])):
+        raise KeyError
+    assert sink.closed == [({}, True)]
 
 
 def test_the_run_folder_receives_metrics_samples_and_summary(tmp_path: Path) -> None:
@@ -154,6 +185,7 @@ def test_an_offline_wandb_run_holds_config_metrics_and_samples_and_is_continued(
         for step in (1, 2):
             logger.log(step, {"objective/kl": torch.tensor(step / 2), "policy/clipfrac": float("nan")})
             logger.log_samples(step, [{"prompt": "once", "response": f"<b>{step}", "score": step / 4}])
+        logger.log_alert(NON_FINITE_METRIC.alert(2, "policy/clipfrac is NaN"))
         logger.close({"ppo": {"kl": 1.0}})
     assert wandb_variables() == environment
 
@@ -175,6 +207,9 @@ def test_an_offline_wandb_run_holds_config_metrics_and_samples_and_is_continued(
     parts = [json.loads((files / table["samples.path"]).read_text()) for table in tables]
     assert [part["columns"] for part in parts] == [["step", "prompt", "response", "score"]] * 2
     assert [part["data"] for part in parts] == [[[1, "once", "<b>1", 0.25]], [[2, "once", "<b>2", 0.5]]]
+    (alert,) = items(records, "alert")
+    assert (alert["title"], alert["level"]) == ("non_finite_metric", "ERROR")
+    assert alert["text"].startswith("Step 2: policy/clipfrac is NaN.\n\n")
     assert run["run_id"] == folder.wandb_run_id_path.read_text().strip()
 
     with RunFolder.resume(folder.path, CONFIG) as resumed:

@@ -102,6 +102,17 @@ def test_truncating_leaves_one_line_a_step_after_the_steps_are_run_again(tmp_pat
     assert [row["response"] for row in files.read_samples()] == ["r1", "r2", "r3", "again", "again", "again"]
 
 
+def test_alerts_of_steps_that_run_again_are_dropped_with_them(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, CONFIG) as folder:
+        assert folder.read_alerts() == []
+        for step in (2, 5):
+            folder.append_alert({"step": step, "rule": "kl_runaway"})
+    with RunFolder.resume(tmp_path, CONFIG) as folder:
+        folder.truncate_after(4)
+        folder.append_alert({"step": 6, "rule": "clip_fraction"})
+    assert folder.read_alerts() == [{"step": 2, "rule": "kl_runaway"}, {"step": 6, "rule": "clip_fraction"}]
+
+
 def test_a_last_line_torn_by_a_kill_is_dropped_and_written_again(tmp_path: Path) -> None:
     files = started(tmp_path / "run", steps=2)
     for path in (files.metrics_path, files.samples_path):

@@ -146,7 +146,8 @@ def test_without_held_out_comparisons_there_is_a_model_but_no_accuracy(settings,
 
 def gradients(settings, folder, micro_batch_tokens):
     """Metrics of a first step, and the first moments it leaves: a tenth of the gradients."""
-    config = config_of(settings, comparisons_per_step=12, micro_batch_tokens=micro_batch_tokens)
+    options = {"comparisons_per_step": 12, "compute_dtype": "float32"}
+    config = config_of(settings, micro_batch_tokens=micro_batch_tokens, **options)
     inputs = RewardInputs(config)
     run_folder = RunFolder.create(folder / str(micro_batch_tokens), {})
     trainer = RewardTrainer(config, inputs, ComparisonOrder(len(inputs.train), config), run_folder, MetricLogger([]))

@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policies.config import ModelConfig
-from policies.loading import load_backbone
+from policies.loading import Backbone, load_backbone
 from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
 from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.metrics import JsonlSink
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
+from rlhf.trainers import sft
 from rlhf.trainers.sft import example_order, run
+from rlhf.trainers.trl_sft import train_with_trl
 
 ROWS = [
     {"prompt": f"where is the {animal}?", "completion": f" the {animal} is {place}" + " now" * (index % 3)}
@@ -201,6 +203,19 @@ def test_a_non_finite_loss_stops_with_the_state_before_it(configure: Any) -> Non
     assert state is not None
     assert state.step == len(column(config, "loss/train")) > 0
     assert all(torch.isfinite(tensor).all() for tensor in state.tensors.values())
+
+
+def test_the_one_gradient_that_is_not_finite_is_named(configure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = "model.layers.0.mlp.up_proj.weight"
+
+    def poisoned(backbone: Backbone, *arguments: Any, **keywords: Any) -> None:
+        dict(backbone.model.named_parameters())[bad].register_hook(lambda gradient: gradient * torch.nan)
+        train_with_trl(backbone, *arguments, **keywords)
+
+    monkeypatch.setattr(sft, "train_with_trl", poisoned)
+    with pytest.raises(NonFiniteLossError, match="grad_norm is nan at step 0") as error:
+        run(configure(), resume=False)
+    assert error.value.tensor == f"gradient of {bad}"
 
 
 def test_examples_longer_than_the_context_are_refused_before_anything_is_written(configure: Any) -> None:

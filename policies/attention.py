@@ -1,0 +1,37 @@
+"""Which attention implementation computes fastest, and a switch between them.
+
+Owns the measured threshold. The attention of packed rows is `policies.shared_prefix_attention`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+LONGEST_UNFUSED_ATTENTION = 256
+"""Tokens up to which plain attention trains faster than the fused kernel in bfloat16 on a CPU (1.4x at 128, 1.15x at
+256, 0.7x at 512): the fused kernel's backward pass does not use the bfloat16 instructions."""
+
+
+def trains_faster_unfused(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether plain attention ("eager") beats the fused kernel for sequences of so many tokens."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and tokens <= LONGEST_UNFUSED_ATTENTION
+
+
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """In this context the model attends with the implementation of this name, if it lets itself be told.
+
+    None keeps its own.
+    """
+    usual: Any = model.config._attn_implementation
+    if name is None or name == usual or not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)

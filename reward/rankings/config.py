@@ -1,0 +1,138 @@
+"""Configuration of `rlhf rankings`: what the rows hold, how strengths are fitted, how raters count, what is written."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from policies.config import StrictModel
+
+
+class ScoredFormat(StrictModel):
+    """Rows hold scored responses.
+
+    Either `prompt` and `responses`: objects with `text` and the score (and `model`), or texts beside a list `scores`.
+    Or one response a row: `prompt`, `response`, the score (and `model`); rows of one prompt are put together. A
+    response that is scored several times counts with the mean.
+    """
+
+    kind: Literal["scored"] = "scored"
+    """Tag of this variant."""
+    score_field: str = "score"
+    """Column, or key of a response, with the score; higher is better."""
+    rater_field: str | None = None
+    """Column with who scored; null where nobody is named. With raters, each one's scores become that one's ranking, so
+    that their scales need not agree, and strengths are fitted to the rankings."""
+    tie_margin: float = Field(default=0.0, ge=0)
+    """Responses whose score is at most this far below the best of their group tie with it, in units of the score."""
+
+
+class VotesFormat(StrictModel):
+    """Rows hold `prompt`, `responses` (texts, or objects with `text` and `model`), and votes of raters on them.
+
+    Votes are a list `votes`, or one vote stands in the row itself. A vote has either `ranking` (groups of indices, best
+    first, ties in one group) or `choice` (the index of the one preferred to all others, or "tie"). Rows of one prompt
+    are put together, whichever of its responses each compares.
+    """
+
+    kind: Literal["votes"] = "votes"
+    """Tag of this variant."""
+    rater_field: str | None = "rater"
+    """Key of a vote with who voted; null where nobody is named."""
+
+
+class BattlesFormat(StrictModel):
+    """Rows hold `model_a`, `model_b` and `winner`: `model_a`, `model_b` or `tie`, as arenas log them.
+
+    With `prompt`, `response_a` and `response_b` the rows also become rankings or pairs of responses.
+    """
+
+    kind: Literal["battles"] = "battles"
+    """Tag of this variant."""
+    rater_field: str | None = None
+    """Column with who voted; null where nobody is named."""
+    prompt_field: str = "prompt"
+    """Column with the prompt, or with an id of the question where the log keeps no texts; may be absent."""
+
+
+RankingsInput = Annotated[ScoredFormat | VotesFormat | BattlesFormat, Field(discriminator="kind")]
+
+
+class RankingsDataConfig(StrictModel):
+    """What people said."""
+
+    train: str
+    """Rows: a local JSON(L)(.gz), Parquet or CSV file, a hub name, or `quickstart/<set>`.
+
+    `[:50%]` or `[100:]` slices.
+    """
+    format: RankingsInput
+    """Shape of the rows."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at a bad row and names it; `skip` drops, counts and reports it."""
+
+
+class FitConfig(StrictModel):
+    """Strengths, in log-odds: of two items alone, i is preferred to j with probability sigmoid(s_i - s_j)."""
+
+    model: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """`bradley_terry` takes rankings apart into pairs and has Davidson's ties; `plackett_luce` reads a ranking as a
+    series of choices, and a tie as an unknown order."""
+    prior_std: float | None = Field(default=None, gt=0)
+    """Standard deviation of a Gaussian prior on the strength of each model, log-odds; null is maximum likelihood, which
+    is refused where models never met or never lost."""
+    response_prior_std: float = Field(default=1.0, gt=0)
+    """The same for responses to one prompt. They always have a prior: a handful of votes often agree."""
+    tie_margin: float = Field(default=0.0, ge=0)
+    """Responses whose fitted strength is at most this far below the best of their group tie with it, log-odds."""
+    bootstrap_resamples: int = Field(default=500, ge=0)
+    """Resamples of the bootstrap interval of each model's strength; 0 leaves it out."""
+    elo_update_points: float = Field(default=16.0, gt=0)
+    """K of the Elo ratings that are shown for comparison: the most points one game moves."""
+
+
+class EqualRaters(StrictModel):
+    """One person, one vote."""
+
+    kind: Literal["equal"] = "equal"
+    """Tag of this variant."""
+
+
+class EstimatedRaters(StrictModel):
+    """Raters weigh what their votes show of their reliability, estimated with the strengths (Crowd-BT)."""
+
+    kind: Literal["estimated"] = "estimated"
+    """Tag of this variant."""
+    prior_reliability: float = Field(default=0.8, gt=0.5, lt=1)
+    """Reliability of a rater of whom nothing is known; 1/2 is a coin."""
+    prior_votes: float = Field(default=2.0, gt=0)
+    """How many votes that belief is worth."""
+
+
+class GivenRaters(StrictModel):
+    """Raters weigh what a file says."""
+
+    kind: Literal["given"] = "given"
+    """Tag of this variant."""
+    path: str
+    """Rows with `rater` and `weight`, one for each rater of the data: JSON(L), Parquet or CSV."""
+
+
+RatersConfig = Annotated[EqualRaters | EstimatedRaters | GivenRaters, Field(discriminator="kind")]
+
+
+class RankingsConfig(StrictModel):
+    """`rlhf rankings`: judgements of many kinds to rankings or weighted pairs, with strengths and agreement."""
+
+    run_dir: str
+    """Folder of this run; refused when it already holds one."""
+    data: RankingsDataConfig
+    """Judgements."""
+    fit: FitConfig = FitConfig()
+    """Strengths of models, and of responses within a prompt."""
+    raters: RatersConfig = EstimatedRaters()
+    """How much each rater's votes count; without names all count alike."""
+    output: Literal["rankings", "pairs"] = "rankings"
+    """`rankings` writes rankings.jsonl with `prompt`, `responses`, `ranking`; `pairs` writes pairs.jsonl with `prompt`,
+    `chosen`, `rejected`, `margin`, `weight` and, of fitted strengths, `win_probability`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of bootstrap and Elo orders."""

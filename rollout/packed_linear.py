@@ -1,0 +1,69 @@
+"""Linear layers on weights that oneDNN has laid out once, for as long as a block lasts.
+
+Owns one third-party quirk: `F.linear` on the CPU rearranges a large weight anew in every call, which costs a quarter
+(64 rows) to two thirds (4 rows) of its time. The two operators are those that `torch.compile` emits for frozen weights.
+Remove this file when `F.linear` keeps the layout.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_WORTHWHILE_ELEMENTS = 2**17
+"""Smaller weights stay in the processor's cache in either layout, and the operator's own overhead decides."""
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@contextmanager
+def packed_linears(model: nn.Module) -> Iterator[None]:
+    """Inside, large linear layers of `model` compute from packed copies of their weights; outside, as ever.
+
+    The copies are made here, so they are of the weights as they are now, and cost their memory once more. Layers off
+    the CPU, and weights in other precisions than float32 and bfloat16, are left alone.
+
+    Args:
+        model: Its `nn.Linear` layers, and the `Conv1D` of GPT-2, take part.
+    """
+    packed: list[nn.Module] = []
+    try:
+        if _is_supported():
+            for layer in model.modules():
+                if _is_worthwhile(layer):
+                    layer.forward = _packed_forward(layer)
+                    packed.append(layer)
+        yield
+    finally:
+        for layer in packed:
+            del layer.forward
+
+
+def _is_supported() -> bool:
+    operators = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(operators, "_reorder_linear_weight")
+        and hasattr(operators, "_linear_pointwise")
+    )
+
+
+def _is_worthwhile(layer: nn.Module) -> bool:
+    # Exact types: a subclass may compute something else.
+    if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
+        return False
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.numel() >= _WORTHWHILE_ELEMENTS
+
+
+def _packed_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    out_by_in = weight.detach().t() if isinstance(layer, Conv1D) else weight.detach()
+    packed = torch.ops.mkldnn._reorder_linear_weight(out_by_in)
+    linear = torch.ops.mkldnn._linear_pointwise.default
+    return lambda inputs: linear(inputs, packed, bias, "none", [], "")

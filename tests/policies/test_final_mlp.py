@@ -1,0 +1,75 @@
+"""The last MLP, computed only where its output is read."""
+
+import pytest
+import torch
+from torch import nn
+
+from policies.final_mlp import computed_only_at, final_mlp
+from tests.tiny_models import build_model
+
+INPUT = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+READ = torch.tensor([3, 6])
+"""Places among the eight tokens: the last of the first row, the third of the second."""
+
+
+def states_and_gradients(body, mlp):
+    body.zero_grad(set_to_none=True)
+    with computed_only_at(mlp, READ):
+        hidden = body(input_ids=INPUT, use_cache=False).last_hidden_state
+    states = hidden.flatten(0, 1)[READ]
+    (states * torch.linspace(-1, 1, states.numel()).reshape(states.shape)).sum().backward()
+    return states, {name: parameter.grad for name, parameter in body.named_parameters()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox", "gemma2"])
+def test_states_that_are_read_and_their_gradients_stay_the_same(architecture):
+    body = build_model(architecture, 300).base_model
+    mlp = final_mlp(body)
+    whole, expected = states_and_gradients(body, None)
+
+    states, received = states_and_gradients(body, mlp)
+
+    assert mlp is not None
+    torch.testing.assert_close(states, whole, rtol=1e-5, atol=1e-5)
+    for name, gradient in expected.items():
+        assert (gradient is None) == (received[name] is None)
+        if gradient is not None:
+            scale = max(1.0, gradient.abs().max().item())
+            torch.testing.assert_close(received[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mlp_reads_those_tokens_alone_and_everything_again_afterwards():
+    body = build_model("llama", 300).base_model
+    mlp = final_mlp(body)
+    assert mlp is not None
+    seen = []
+    mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+
+    states_and_gradients(body, mlp)
+    body(input_ids=INPUT, use_cache=False)
+
+    assert seen == [(2, 32), (2, 4, 32)]
+
+
+class Layers(nn.Module):
+    """A body whose last layer has an MLP of some kind."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        layer = nn.Module()
+        layer.mlp = mlp
+        self.layers = nn.ModuleList([layer])
+
+
+class WithResidual(nn.Module):
+    def forward(self, states, residual):
+        return states + residual
+
+
+def test_mlps_that_route_or_take_more_than_states_are_left_alone():
+    router = nn.Sequential()
+    router.add_module("gate", nn.Linear(4, 2))
+    assert final_mlp(Layers(nn.Identity())) is not None
+    assert final_mlp(Layers(router)) is None
+    assert final_mlp(Layers(WithResidual())) is None
+    assert final_mlp(nn.Linear(2, 2)) is None

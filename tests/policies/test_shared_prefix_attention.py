@@ -1,0 +1,115 @@
+"""A packed row gives each sequence the hidden states and gradients that it has alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from policies.shared_prefix import pack_groups
+from policies.shared_prefix_attention import shared_prefix_attention, supports_shared_prefix
+from tests.tiny_models import build_model
+
+RNG = np.random.default_rng(0)
+
+
+def group(prefix, *lengths):
+    start = RNG.integers(3, 300, prefix)
+    return [np.concatenate([start, RNG.integers(3, 300, length)]) for length in lengths]
+
+
+GROUPS = (group(5, 4, 7, 2), group(3, 6, 1), group(0, 4, 9), group(8, 1))
+EVEN = (group(4, 3, 3), group(4, 3, 3))
+WITHOUT_PREFIX = ([np.array([7, 8, 9]), np.array([4, 5])],)
+SUPPORTED = ("llama", "gpt2", "qwen3", "gpt_neox")
+
+
+def packed_states(body, groups):
+    batch = pack_groups(groups)
+    with shared_prefix_attention(body, batch):
+        hidden = body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
+    return hidden[0, batch.last_index]
+
+
+def states_alone(body, groups):
+    rows = (torch.tensor(sequence)[None] for sequences in groups for sequence in sequences)
+    return torch.cat([body(input_ids=row, use_cache=False).last_hidden_state[:, -1] for row in rows])
+
+
+def gradients(body, states):
+    body.zero_grad(set_to_none=True)
+    weights = torch.linspace(-1, 1, states.numel()).reshape(states.shape)
+    (states * weights).sum().backward()
+    return {name: parameter.grad for name, parameter in body.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("groups", [GROUPS, EVEN, WITHOUT_PREFIX], ids=["ragged", "even", "without_prefix"])
+@pytest.mark.parametrize("architecture", SUPPORTED)
+def test_states_and_gradients_are_those_of_every_sequence_alone(architecture, groups):
+    body = build_model(architecture, 300).base_model
+    alone = states_alone(body, groups)
+    expected = gradients(body, alone)
+
+    packed = packed_states(body, groups)
+    received = gradients(body, packed)
+
+    assert supports_shared_prefix(body)
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+    assert received.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(received[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_no_sequence_sees_another_or_a_later_token():
+    body = build_model("llama", 300).base_model
+    before = packed_states(body, GROUPS)
+    changed = [[sequence.copy() for sequence in sequences] for sequences in GROUPS]
+    changed[0][1][-3:] = 11  # The end of the second sequence of the first group.
+
+    after = packed_states(body, changed)
+
+    assert (after[1] - before[1]).abs().max() > 1e-2
+    others = [0, *range(2, len(before))]
+    torch.testing.assert_close(after[others], before[others], rtol=1e-6, atol=1e-6)
+
+
+def test_plain_and_fused_attention_in_bfloat16_agree(monkeypatch):
+    body = build_model("llama", 300).base_model
+
+    def states_and_gradients():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = packed_states(body, GROUPS).float()
+        return states, gradients(body, states)
+
+    unfused, unfused_gradients = states_and_gradients()
+    monkeypatch.setattr("policies.attention.LONGEST_UNFUSED_ATTENTION", 0)
+    fused, fused_gradients = states_and_gradients()
+
+    assert not torch.equal(fused, unfused)
+    torch.testing.assert_close(fused, unfused, rtol=0.05, atol=0.1)
+    for name, gradient in unfused_gradients.items():
+        assert (fused_gradients[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
+
+
+def test_the_model_attends_as_before_afterwards_even_after_an_error():
+    body = build_model("llama", 300).base_model
+    usual = body.config._attn_implementation
+    with pytest.raises(IndexError), shared_prefix_attention(body, pack_groups(GROUPS)):
+        body(input_ids=torch.tensor([[10_000]]), use_cache=False)
+    assert body.config._attn_implementation == usual
+    packed_states(body, EVEN)
+    assert body.config._attn_implementation == usual
+
+
+def test_sliding_windows_soft_caps_and_foreign_attention_are_not_supported():
+    gemma2 = build_model("gemma2", 300).base_model  # Slides in every other layer, and caps.
+    llama = build_model("llama", 300).base_model
+    for change in ({"sliding_window": 8}, {"attn_logit_softcapping": 30.0}, {"is_causal": False}):
+        other = build_model("llama", 300).base_model
+        for name, value in change.items():
+            setattr(other.config, name, value)
+        assert not supports_shared_prefix(other), change
+    assert supports_shared_prefix(llama)
+    assert not supports_shared_prefix(gemma2)
+    llama._supports_attention_backend = False
+    assert not supports_shared_prefix(llama)

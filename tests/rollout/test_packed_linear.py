@@ -1,0 +1,66 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rollout.packed_linear import packed_linears
+
+
+def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def packed_layers(model: nn.Module) -> list[str]:
+    return [name for name, layer in model.named_modules() if "forward" in vars(layer)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layer", [nn.Linear(600, 500), nn.Linear(600, 500, bias=False), Conv1D(500, 600)])
+@torch.no_grad()
+def test_a_packed_layer_computes_the_same(layer: nn.Module, dtype: torch.dtype) -> None:
+    layer = layer.to(dtype)
+    for shape in ((7, 600), (3, 2, 600)):
+        expected = layer(inputs(*shape, dtype=dtype))
+        with packed_linears(layer):
+            assert packed_layers(layer) == [""]
+            received = layer(inputs(*shape, dtype=dtype))
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(received, expected, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_the_copies_are_of_the_weights_at_the_time_and_are_gone_afterwards() -> None:
+    layer = nn.Linear(512, 512)
+    with packed_linears(layer):
+        before = layer(inputs(1, 512))
+        layer.weight.mul_(2)
+        assert torch.equal(layer(inputs(1, 512)), before)
+    assert packed_layers(layer) == []
+    with packed_linears(layer):
+        torch.testing.assert_close(layer(inputs(1, 512)) - layer.bias, 2 * (before - layer.bias), rtol=1e-4, atol=1e-5)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_small_layers_other_precisions_and_layers_that_compute_something_else_stay_as_they_are() -> None:
+    model = nn.ModuleDict(
+        {
+            "large": nn.Linear(512, 512),
+            "small": nn.Linear(64, 64),
+            "float64": nn.Linear(512, 512).double(),
+            "other": Doubled(512, 512),
+            "norm": nn.LayerNorm(2**18),
+        }
+    )
+    with packed_linears(model):
+        assert packed_layers(model) == ["large"]
+
+
+def test_an_error_inside_leaves_no_packed_layer_behind() -> None:
+    layer = nn.Linear(512, 512)
+    with pytest.raises(KeyError), packed_linears(layer):
+        raise KeyError
+    assert packed_layers(layer) == []

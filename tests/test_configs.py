@@ -1,0 +1,21 @@
+"""Every configuration file that comes with the project is one that its stage accepts."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.configuration.loader import load_config
+from rlhf.stages import STAGES, resolve
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def stage_of(path: Path) -> str:
+    """configs/<stage>/<name>.yaml, and configs/tiny/<stage>.yaml."""
+    return path.stem if path.parent.name == "tiny" else path.parent.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_configuration_file_is_accepted_by_its_stage(path: Path) -> None:
+    load_config(resolve(STAGES[stage_of(path)].config), path)
