@@ -25,6 +25,7 @@ from transformers import (
 from policies.adapters import AdapterSet, base_fingerprint, base_parameters, copy_exactly
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
 from policies.logprobs import response_states
+from policies.rms_norm import use_fast_norms
 from policies.sequences import SequenceBatch
 from policies.packed_attention import PackedRows, UnsupportedAttentionError, packed_attention
 from policies.sources import resolve_source, unreachable
@@ -58,6 +59,7 @@ class Backbone:
             ValueError: if body and output layer do not reproduce the model's logits, or the vocabulary is too small.
         """
         self.model = model.eval().requires_grad_(requires_grad=False)
+        use_fast_norms(model)
         self.tokenizer = tokenizer
         self.adapters = AdapterSet(model)
         self.device = model.device

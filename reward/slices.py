@@ -84,9 +84,9 @@ def by_value(pairs: ScoredPairs, values: NDArray[Any], *, most: int = _MOST_NAME
 
 
 def by_quarter(pairs: ScoredPairs, values: Array) -> list[Slice]:
-    """Quarters of the pairs, from the smallest to the largest of (Q,) values; equal values stay together.
+    """Quarters of the pairs, from the smallest to the largest of (Q,) values, named by their upper end.
 
-    NaN is left out.
+    Equal values stay together; NaN is left out.
     """
     known = values[np.isfinite(values)]
     edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
@@ -95,7 +95,7 @@ def by_quarter(pairs: ScoredPairs, values: Array) -> list[Slice]:
     for place in np.unique(places):
         chosen = (places == place) & np.isfinite(values)
         low, high = (f"{end:.2g}" for end in (values[chosen].min(), values[chosen].max()))
-        parts[low if low == high else f"{low} to {high}"] = chosen
+        parts[low if low == high else f"to {high}"] = chosen
     return _slices(pairs, parts)
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from policies.config import ArchitectureConfig, LoraTuning, ModelConfig, StrictModel
 from reward.config import PairsFormat, PreferenceFormat, RewardSource
 from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement, TrackingConfig
-from rollout.config import RolloutConfig, SamplingConfig
+from rollout.config import RolloutConfig, SamplingConfig, VllmEngineConfig
 
 
 class OptimizerConfig(StrictModel):
@@ -417,6 +417,15 @@ class PpoConfig(StageConfig):
             raise ValueError(
                 f"critic.start=reward_model: a critic of kind {self.critic_kind} cannot take over an adapter; set "
                 "critic.start=zero_head, or critic.kind=adapter with model.tuning.kind=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_a_process_of_its_own(self) -> "PpoConfig":
+        if isinstance(self.rollout.engine, VllmEngineConfig) and not isinstance(self.placement, SplitPlacement):
+            raise ValueError(
+                "rollout.engine.kind=vllm: vLLM keeps a model of its own, and placement.kind="
+                f"{self.placement.kind} shares one: set placement.kind=split, or rollout.engine.kind=compiled"
             )
         return self
 

@@ -5,6 +5,7 @@ scores nothing and knows no Ray. Losses are normalised by the token count of the
 on how samples fall into micro-batches.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,8 @@ class Learner:
     def _step(self, policy_loss: float, value_loss: float) -> dict[str, float]:
         """Moves policy and critic; neither, where one of the losses is not finite."""
         policy, critic = self._policy_training, self._critic_training
+        if not math.isfinite(policy_loss + value_loss):
+            self._collect_gradients()  # The error names the tensor.
         metrics: dict[str, float] = {}
         try:
             require_finite(policy.steps_done, policy.parameters, **{"policy loss": policy_loss})
@@ -211,8 +214,14 @@ class Learner:
             raise
         return metrics
 
+    def _collect_gradients(self) -> None:
+        """Makes room for the gradients of another backward pass."""
+        self._policy_training.collect_gradients()
+        self._critic_training.collect_gradients()
+
     def _backward(self, columns: _Padded, importance: Tensor | None, token_count: int) -> Sums:
         """Adds the gradients of both losses: in one pass over a shared trunk, else in one over each model."""
+        self._collect_gradients()
         states = self._policy.states(columns.batch)
         loss, metrics = self._policy_loss(states, columns, importance, token_count)
         if self._critic.trains_body:
@@ -278,6 +287,7 @@ class Learner:
         total = torch.zeros((), device=self._backbone.device)
         for indices in self._groups([len(text) for text in texts]):
             batch = pad_texts([texts[i] for i in indices], pad_id=self._backbone.pad_id, device=self._backbone.device)
+            self._collect_gradients()
             loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask, predicted)
             (coefficient * loss).backward()
             total += loss.detach()

@@ -5,7 +5,6 @@ update of less than a 256th of a weight rounds away; at the learning rates of PP
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +16,8 @@ from policies.adapters import copy_exactly
 class MasterWeights:
     """What an optimizer moves in the place of `parameters`; a float32 parameter is its own master.
 
-    Gradients of the others are summed in float32 over all backward passes, and leave their parameter as soon as they
-    are complete.
+    The gradient of one backward pass waits on the others in their own precision, half the memory, until `collect`; call
+    it between passes, so that several are summed in float32.
 
     Attributes:
         parameters: The masters, under the names of what they stand for.
@@ -28,8 +27,19 @@ class MasterWeights:
         self._held = {name: parameter for name, parameter in parameters if parameter.dtype != torch.float32}
         self._masters = {name: Parameter(parameter.detach().float()) for name, parameter in self._held.items()}
         self.parameters = [(name, self._masters.get(name, parameter)) for name, parameter in parameters]
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Adds the gradients that a backward pass has left to those of the masters."""
         for name, parameter in self._held.items():
-            parameter.register_post_accumulate_grad_hook(partial(_hand_over, self._masters[name]))
+            if parameter.grad is None:
+                continue
+            master = self._masters[name]
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -50,12 +60,3 @@ class MasterWeights:
         """
         copy_exactly(self._masters, tensors, what="float32 masters")
 
-
-def _hand_over(master: Parameter, parameter: Tensor) -> None:
-    """Adds the gradient that a backward pass has just left on a parameter to its master's."""
-    assert parameter.grad is not None, "called behind the accumulation of a gradient"
-    if master.grad is None:
-        master.grad = parameter.grad.float()
-    else:
-        master.grad += parameter.grad
-    parameter.grad = None

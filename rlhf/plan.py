@@ -14,6 +14,8 @@ def describe_placement(config: PpoConfig) -> list[str]:
     placement = config.placement
     samples = config.rollout.prompts_per_step * config.rollout.responses_per_prompt
     step = f"each step: {samples} responses, then {config.algorithm.epochs} epochs over them"
+    if config.rollout.max_policy_age:
+        step += f"; rollouts run ahead, max_policy_age={config.rollout.max_policy_age}"
     if isinstance(placement, InProcessPlacement):
         return [f"placement: this process hosts {', '.join(ALL_ROLES)}", step]
     offered = local_resources()

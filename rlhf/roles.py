@@ -26,7 +26,8 @@ from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream, require_texts
-from rollout.engines import build_generator
+from rollout.config import VllmEngineConfig
+from rollout.engines import build_generator, vllm_generator
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 from rollout.weight_buckets import pack_bucket
 from rollout.weight_sync import Ack, UpdateHeader, WeightUpdate
@@ -54,6 +55,10 @@ class RoleHost:
             torch.set_num_threads(threads)
         self._config = config
         self._packed: WeightUpdate | None = None
+        engine = config.rollout.engine
+        if "rollout" in roles and isinstance(engine, VllmEngineConfig):
+            self._rollout = RolloutWorker(vllm_generator(config.model, config.rollout.sampling, engine))
+            roles = [role for role in roles if role != "rollout"]
         backbone = load_backbone(config.model) if set(roles) - {"reward"} else None
         if "reward" in roles:
             tokenizer = backbone.tokenizer if backbone is not None else load_tokenizer(config.model)
@@ -71,8 +76,8 @@ class RoleHost:
         if "learner" in roles:
             self._learner = self._build_learner()
         if "rollout" in roles:
-            sampling, engine = config.rollout.sampling, config.rollout.engine
-            generator = build_generator(backbone, self._adapter, sampling, engine)
+            assert not isinstance(engine, VllmEngineConfig), "vLLM has been built above"
+            generator = build_generator(backbone, self._adapter, config.rollout.sampling, engine)
             self._rollout = RolloutWorker(
                 generator,
                 self._causal_policy(),

@@ -39,6 +39,7 @@ class TrainedModel:
         Raises:
             NonFiniteLossError: before any weight of this model has changed, naming the model.
         """
+        self.collect_gradients()
         try:
             result = optimizer_step(
                 self._optimizer, self._config, self._schedule, self.parameters, step=self.steps_done, loss=loss
@@ -49,12 +50,18 @@ class TrainedModel:
         self.steps_done += 1
         return result.grad_norm, result.learning_rate
 
+    def collect_gradients(self) -> None:
+        """Takes over what a backward pass has left; to be called between passes (`MasterWeights.collect`)."""
+        self._masters.collect()
+
     def clear_gradients(self) -> None:
         """Forgets the accumulated gradients."""
+        self._masters.collect()
         self._optimizer.zero_grad(set_to_none=True)
 
     def gradients(self) -> list[Tensor]:
         """Copies of the accumulated gradients."""
+        self._masters.collect()
         return [p.grad.clone() for _, p in self.parameters if p.grad is not None]
 
     def state(self) -> dict[str, Tensor]:

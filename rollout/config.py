@@ -67,7 +67,7 @@ class CompiledEngineConfig(StrictModel):
 class VllmEngineConfig(StrictModel):
     """vLLM, from the extra `vllm`, with a model of its own: for `placement.kind=split`."""
 
-    kind: Literal["vllm"]
+    kind: Literal["vllm"] = "vllm"
     """Tag of this variant."""
     batch_size_responses: int = Field(default=256, ge=1)
     """Responses decoded side by side; changes speed and memory, never the samples."""
@@ -78,7 +78,7 @@ class VllmEngineConfig(StrictModel):
     """Compile the model when it loads: a minute more at the start, faster steps."""
 
 
-EngineConfig = Annotated[CompiledEngineConfig | HfEngineConfig, Field(discriminator="kind")]
+EngineConfig = Annotated[CompiledEngineConfig | HfEngineConfig | VllmEngineConfig, Field(discriminator="kind")]
 
 
 class RolloutConfig(StrictModel):
@@ -107,7 +107,7 @@ class RolloutConfig(StrictModel):
     `placement.kind=split`: elsewhere the learner lives in the same process and is lost, too."""
     max_policy_age: int = Field(default=0, ge=0)
     """Updates by which generation runs ahead: step k learns from samples of the policy after update k - max_policy_age,
-    drawn while the learner was busy. 0 alternates. More needs `placement.kind=split` and
-    `algorithm.importance_cap`."""
+    drawn while the learner was busy. 0 alternates. More needs `placement.kind=split` and `algorithm.importance_cap`,
+    and keeps a copy of what trains in the object store for every version that workers still need."""
     sync_bucket_mib: int = Field(default=256, ge=1)
     """Weights travel to the workers in parts of this many MiB, so that neither side holds a second copy of them all."""

@@ -5,12 +5,12 @@ Owns what every engine must do in the same way, whichever library runs the model
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from policies.loading import Backbone
 from policies.tokenization import decode
 from rollout.config import ResponseLimits
 from rollout.noise import uniforms
@@ -136,20 +136,39 @@ class OpenResponse:
         )
 
 
+class TokenSpace(Protocol):
+    """What of a model decides where responses may end; a `policies.loading.Backbone` has it."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, number of logits."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence, prompt and response."""
+        ...
+
+
 class ResponseFactory:
     """Opens responses to prompts.
 
     Args:
         limits: Where they end if a prompt has no limits of its own.
-        backbone: Whose tokens and context are meant.
+        model: Whose tokens and context are meant.
 
     Raises:
         ValueError: if a stop token is no token of the model.
     """
 
-    def __init__(self, limits: ResponseLimits, backbone: Backbone) -> None:
-        self._tokenizer, self._vocabulary_size = backbone.tokenizer, backbone.vocabulary_size
-        self._context_tokens = backbone.context_tokens
+    def __init__(self, limits: ResponseLimits, model: TokenSpace) -> None:
+        self._tokenizer, self._vocabulary_size = model.tokenizer, model.vocabulary_size
+        self._context_tokens = model.context_tokens
         self._default = self._rules(limits)
 
     def open(

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +19,13 @@ import numpy as np
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from policies.config import LoraTuning, ModelConfig
 from policies.sources import resolve_source
 from policies.tokenization import load_tokenizer
 from rollout.config import SamplingConfig, VllmEngineConfig
-from rollout.stopping import resolve_stop_ids
+from rollout.responses import OpenResponse, ResponseFactory
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 
 # Read by vLLM when it is imported: one process, so that weights reach the model without serialisation, no reports
@@ -61,7 +63,7 @@ class VllmGenerator:
     """
 
     def __init__(self, model: ModelConfig, sampling: SamplingConfig, engine: VllmEngineConfig) -> None:
-        self._sampling, self._tuning = sampling, model.tuning
+        self._temperature, self._tuning = sampling.temperature, model.tuning
         self._source = resolve_source(model.path)
         self._version = _NO_WEIGHTS
         self._adapter: LoRARequest | None = None
@@ -81,9 +83,9 @@ class VllmGenerator:
             disable_log_stats=True,
             **_adapter_arguments(self._tuning),
         )
-        self._context_tokens: int = self._llm.llm_engine.model_config.max_model_len
-        vocabulary_size: int = self._llm.llm_engine.model_config.get_vocab_size()
-        self._stop_ids = resolve_stop_ids(sampling, load_tokenizer(model), vocabulary_size)
+        loaded = self._llm.llm_engine.model_config
+        space = _TokenSpace(load_tokenizer(model), loaded.get_vocab_size(), loaded.max_model_len)
+        self._responses = ResponseFactory(sampling, space)
 
     @property
     def version(self) -> int:
@@ -97,19 +99,14 @@ class VllmGenerator:
 
         Raises:
             ValueError: if a prompt and the longest response don't fit into the model's context together.
+            NonFiniteLogitsError: if the policy's logits hold NaN.
         """
-        self._require_fit(prompts)
-        length = self._sampling.max_response_tokens
-        addresses = [(seed, step, prompt.id, index) for prompt, index in zip(prompts, response_indices, strict=True)]
-        requests = [
-            self._parameters(length, {"address": address, "length": length}, stop_ids=self._stop_ids)
-            for address in addresses
-        ]
+        opened = self._responses.open(prompts, response_indices, seed=seed, step=step)
+        requests = [self._parameters(response, seed, step) for response in opened]
         answers = self._run([prompt.token_ids for prompt in prompts], requests)
-        return [
-            self._completion(prompt, index, *answer)
-            for prompt, index, answer in zip(prompts, response_indices, answers, strict=True)
-        ]
+        for response, (token_ids, logprobs) in zip(opened, answers, strict=True):
+            _fill(response, token_ids, logprobs)
+        return [response.completion(self._version) for response in opened]
 
     def load_weights(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
         """Samples from these weights from now on.
@@ -133,27 +130,23 @@ class VllmGenerator:
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Log-probabilities (R,) in nats of given responses at the sampling temperature."""
-        requests = [
-            self._parameters(len(response), {"forced": [int(token) for token in response]}) for response in responses
-        ]
+        requests = [self._forcing([int(token) for token in response]) for response in responses]
         return [logprobs for _, logprobs in self._run(prompts, requests)]
 
-    def _parameters(self, tokens: int, extra: dict[str, Any], *, stop_ids: Sequence[int] = ()) -> SamplingParams:
-        sampling = {
-            "temperature": self._sampling.temperature,
-            "min_tokens": self._sampling.min_response_tokens,
-            "stop_ids": list(self._stop_ids),
+    def _parameters(self, response: OpenResponse, seed: int, step: int) -> SamplingParams:
+        rules = response.rules
+        extra = {
+            "temperature": self._temperature,
+            "min_tokens": rules.min_tokens,
+            "stop_ids": list(rules.stop_ids),
+            "address": (seed, step, response.prompt.id, response.response_index),
+            "length": rules.max_tokens,
         }
-        return SamplingParams(
-            temperature=0.0,
-            max_tokens=tokens,
-            stop_token_ids=list(stop_ids),
-            # Of the stop tokens, only those given count.
-            ignore_eos=True,
-            logprobs=0,
-            detokenize=False,
-            extra_args=sampling | extra,
-        )
+        return _greedy(rules.max_tokens, extra, stop_ids=rules.stop_ids)
+
+    def _forcing(self, tokens: list[int]) -> SamplingParams:
+        extra = {"temperature": self._temperature, "min_tokens": 0, "stop_ids": [], "forced": tokens}
+        return _greedy(len(tokens), extra)
 
     def _run(self, prompts: Sequence[TokenIds], requests: Sequence[SamplingParams]) -> list[tuple[TokenIds, PerToken]]:
         """Tokens and their log-probabilities, in the order of the requests."""
@@ -164,28 +157,6 @@ class VllmGenerator:
             lora_request=self._adapter,
         )
         return [_tokens_and_logprobs(output.outputs[0]) for output in outputs]
-
-    def _completion(self, prompt: Prompt, index: int, token_ids: TokenIds, logprobs: PerToken) -> Completion:
-        # vLLM ends a response with its stop token in it, as we do.
-        is_stopped = int(token_ids[-1]) in self._stop_ids
-        return Completion(
-            prompt_id=prompt.id,
-            response_index=index,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason="stop" if is_stopped else "length",
-            policy_version=self._version,
-        )
-
-    def _require_fit(self, prompts: Sequence[Prompt]) -> None:
-        longest = self._sampling.max_response_tokens
-        for prompt in prompts:
-            if len(prompt.token_ids) + longest > self._context_tokens:
-                raise ValueError(
-                    f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_response_tokens={longest} it "
-                    f"exceeds the model's context of {self._context_tokens} tokens: lower max_prompt_tokens or "
-                    "max_response_tokens"
-                )
 
     def _load_adapter(self, tensors: Mapping[str, Tensor], version: int) -> None:
         with ExitStack() as unless_loaded:
@@ -212,6 +183,35 @@ class VllmGenerator:
         config.base_model_name_or_path = self._source.base
         config.target_modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
         return config
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenSpace:
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary_size: int
+    context_tokens: int
+
+
+def _greedy(tokens: int, extra: dict[str, Any], *, stop_ids: Sequence[int] = ()) -> SamplingParams:
+    """A request whose tokens `AddressedSampler` decides."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=tokens,
+        stop_token_ids=list(stop_ids),
+        # Of the stop tokens, only those given count.
+        ignore_eos=True,
+        logprobs=0,
+        detokenize=False,
+        extra_args=extra,
+    )
+
+
+def _fill(response: OpenResponse, token_ids: TokenIds, logprobs: PerToken) -> None:
+    """What vLLM sampled, up to where our rules end it: vLLM knows nothing of stop strings."""
+    for token_id, logprob in zip(token_ids.tolist(), logprobs.tolist(), strict=True):
+        response.add(token_id, logprob)
+        if response.finish_reason is not None:
+            return
 
 
 def _repack_output_layer(model: Any) -> None:

@@ -273,8 +273,10 @@ def _reference_marks(line: ReferenceLine, x: Axis, y: Axis) -> Iterator[str]:
         yield f'<text class="reference" x="{_RIGHT}" y="{at}" dy="-.4em" text-anchor="end">{label}</text>'
     else:
         at = f"{x(line.value):.1f}"
+        # A label stands on the side that has room for it.
+        side = 'dx="-.4em" text-anchor="end"' if 2 * x(line.value) > _LEFT + _RIGHT else 'dx=".4em"'
         yield f'<line class="reference" x1="{at}" x2="{at}" y1="{_TOP}" y2="{_BOTTOM}"/>'
-        yield f'<text class="reference" x="{at}" dx=".4em" y="{_TOP + 9}">{label}</text>'
+        yield f'<text class="reference" x="{at}" {side} y="{_TOP + 9}">{label}</text>'
 
 
 def _identity_marks(label: str, x: Axis, y: Axis) -> Iterator[str]:

@@ -51,7 +51,7 @@ def _accuracy_section(summary: Summary) -> Section:
     selection = summary["selection"]
     half = _other_half(selection) if selection["is_split"] else ""
     text = (
-        f"Share of held-out pairs ranked as the labels say: {summary['pairs']} pairs of {summary['comparisons']} "
+        f"Share of held-out pairs ranked as the labels say: {summary['pairs']:,} pairs of {summary['comparisons']:,} "
         f"comparisons, ties left out, equal scores one half, intervals over prompts.{half} The baselines are trained "
         "on the same comparisons and see responses only. The lead is the reward model's accuracy minus theirs on the "
         "same pairs; it counts where its interval (paired bootstrap over prompts) lies above zero."
@@ -117,7 +117,7 @@ def _length_section(found: Mapping[str, Any]) -> Section:
     else:
         excess = found["excess"]
         text = (
-            f"Of {found['unequal_pairs']} pairs of unequal length people preferred the longer response in "
+            f"Of {found['unequal_pairs']:,} pairs of unequal length people preferred the longer response in "
             f"{100 * found['longer_preferred']:.1f} %, the model in {100 * found['longer_scored_higher']:.1f} %: a "
             f"difference of {excess['value']:+.3f} (95 % interval {excess['low']:+.3f} to {excess['high']:+.3f}). "
             "Length is counted in words."
@@ -129,8 +129,8 @@ def _scores_section(summary: Summary) -> Section:
     scale, distribution = summary["normalizer"], summary["distribution"]
     raw, normalized = distribution["raw"], distribution["normalized"]
     text = (
-        f"Scores leave the model as (raw - {scale['mean']:.4g}) / {scale['std']:.4g}: mean 0 and standard deviation 1 "
-        f"on {scale['count']} responses ({scale['source']}). On the responses shown here they have mean "
+        f"Scores leave the model as (raw {_signed(-scale['mean'])}) / {scale['std']:.4g}: mean 0 and standard "
+        f"deviation 1 on {scale['count']} responses ({scale['source']}). On the responses shown here they have mean "
         f"{normalized['mean']:.3f} and standard deviation {normalized['std']:.3f}, before that {raw['mean']:.3f} and "
         f"{raw['std']:.3f}."
     )
@@ -139,6 +139,10 @@ def _scores_section(summary: Summary) -> Section:
         distribution_chart("Normalised scores", "score as PPO sees it", normalized),
     ]
     return Section("Scores", text, charts=charts)
+
+
+def _signed(value: float) -> str:
+    return f"{'-' if value < 0 else '+'} {abs(value):.4g}"
 
 
 def _selection_section(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Section:
@@ -190,7 +194,7 @@ def _ensemble_sections(summary: Summary) -> list[Section]:
         "in common, their backbone and their data, they also get wrong together, and no disagreement shows it."
     )
     chart = slice_chart(
-        "By disagreement", "of members about the score difference", found["by_disagreement"], found["accuracy"]
+        "By disagreement", "spread over members of the score difference", found["by_disagreement"], found["accuracy"]
     )
     return [
         Section(

@@ -40,7 +40,7 @@ def test_score_gaps_are_cut_into_quarters_of_their_size_whatever_their_sign():
 
     assert [slice.pairs for slice in found] == [2, 2, 2, 2]
     assert [slice.accuracy for slice in found] == [0.5, 0.5, 1.0, 0.5]
-    assert found[0].name == "0.1 to 0.2"
+    assert [slice.name for slice in found] == ["to 0.2", "to 1.5", "to 3", "to 8"]
 
 
 def test_equal_gaps_are_one_slice():

@@ -24,6 +24,7 @@ def test_updates_that_would_each_round_away_add_up():
     optimizer = torch.optim.SGD([parameter for _, parameter in masters.parameters], lr=1e-3)
     for _ in range(10):
         weight.backward(torch.tensor([-1.0], dtype=torch.bfloat16))
+        masters.collect()
         optimizer.step()
         optimizer.zero_grad()
         masters.publish()
@@ -38,6 +39,7 @@ def test_gradients_of_several_passes_are_summed_in_float32_and_leave_the_paramet
     masters = MasterWeights([("w", weight)])
     for gradient in ([256.0, 1.0], [1.0, 2.0], [1.0, 4.0]):
         weight.backward(torch.tensor(gradient, dtype=torch.bfloat16))
+        masters.collect()
     # In bfloat16, 256 + 1 is 256.
     assert masters.parameters[0][1].grad is not None
     assert masters.parameters[0][1].grad.tolist() == [258.0, 7.0]

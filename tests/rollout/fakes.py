@@ -96,7 +96,7 @@ class InProcessHandle:
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
         self.calls.append((method, arguments))
-        resolved = [a.result(0) if isinstance(a, Done) else a for a in arguments]
+        resolved = [a.result(0) if hasattr(a, "when_done") else a for a in arguments]
         try:
             return Done(getattr(self.worker, method)(*resolved, **keywords))
         except (ValueError, RuntimeError) as error:  # As from another process, the answer raises.

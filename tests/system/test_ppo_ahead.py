@@ -1,7 +1,8 @@
 """PPO whose rollouts run ahead of the learner, and PPO whose rollout workers are lost: whole runs, without Ray."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,17 @@ def config_of(settings: Mapping[str, Any], run_dir: Path, **changes: Any) -> Ppo
 
 
 @pytest.fixture(scope="module")
-def alternating(settings: dict[str, Any]) -> RunFiles:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        without_ray(monkeypatch)
-        return run_ppo(PpoConfig.model_validate(settings))
+def straight(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], RunFiles]:
+    """The undisturbed run with rollouts that are so many updates ahead."""
+
+    @cache
+    def run(age: int) -> RunFiles:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            without_ray(monkeypatch)
+            folder = tmp_path_factory.mktemp(f"age-{age}")
+            return run_ppo(config_of(settings, folder / "run", rollout={"max_policy_age": age}))
+
+    return run
 
 
 def numbers(run: RunFiles, *, leave_out: tuple[str, ...] = ()) -> list[dict[str, object]]:
@@ -77,20 +85,17 @@ def assert_equal_bitwise(actual: RunFiles, expected: RunFiles, *, leave_out: tup
 
 
 def test_age_0_on_the_thread_of_running_ahead_gives_the_synchronous_numbers_bitwise(
-    alternating: RunFiles, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight: Callable[[int], RunFiles], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a rollout is made by when the bound is above 0.
     monkeypatch.setattr(ppo, "RolloutBuffer", lambda *, cancel, **_: RolloutBuffer(max_policy_age=1, cancel=cancel))
-    assert_equal_bitwise(run_ppo(config_of(settings, tmp_path / "run")), alternating)
-    assert [row["rollout/policy_age"] for row in metrics_of(alternating)] == [0] * 5
+    assert_equal_bitwise(run_ppo(config_of(settings, tmp_path / "run")), straight(0))
+    assert [row["rollout/policy_age"] for row in metrics_of(straight(0))] == [0] * 5
 
 
 @pytest.mark.parametrize("age", [1, 2])
-def test_step_k_learns_from_samples_of_version_k_less_the_age(
-    settings: dict[str, Any], tmp_path: Path, age: int
-) -> None:
-    run = run_ppo(config_of(settings, tmp_path / "run", rollout={"max_policy_age": age}))
-    rows = metrics_of(run)
+def test_step_k_learns_from_samples_of_version_k_less_the_age(straight: Callable[[int], RunFiles], age: int) -> None:
+    rows = metrics_of(straight(age))
     versions = [max(0, step - age) for step in range(5)]
     assert [row["rollout/policy_version"] for row in rows] == versions
     assert [row["rollout/policy_age"] for row in rows] == [step - version for step, version in enumerate(versions)]
@@ -117,19 +122,24 @@ def test_with_a_policy_that_stands_still_running_ahead_changes_nothing(
     assert_equal_bitwise(ahead, together, leave_out=ABOUT_AGE)
 
 
-@pytest.mark.parametrize("call", [4, 6], ids=["before the first checkpoint", "between two checkpoints"])
+@pytest.mark.parametrize(
+    "call",
+    [pytest.param(3, id="before the first checkpoint", marks=pytest.mark.slow), pytest.param(6, id="between two")],
+)
 def test_an_interrupted_run_that_was_ahead_continues_to_the_same_numbers_bitwise(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    straight: Callable[[int], RunFiles],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
 ) -> None:
-    changes = {"rollout": {"max_policy_age": 2}}
-    straight = run_ppo(config_of(settings, tmp_path / "straight", **changes))
-    config = config_of(settings, tmp_path / "interrupted", **changes)
+    config = config_of(settings, tmp_path / "interrupted", rollout={"max_policy_age": 2})
     monkeypatch.setattr(scripted_rewards, "calls", 0)
     monkeypatch.setenv("INTERRUPT_AT_CALL", str(call))
     with pytest.raises(KeyboardInterrupt):
         run_ppo(config)
     monkeypatch.delenv("INTERRUPT_AT_CALL")
-    assert_equal_bitwise(run_ppo(config, resume=True), straight)
+    assert_equal_bitwise(run_ppo(config, resume=True), straight(2))
 
 
 def test_a_run_that_diverges_ahead_saves_a_state_that_goes_on(
@@ -171,15 +181,18 @@ def test_running_ahead_without_correction_or_on_the_learners_own_weights_is_refu
 
 @pytest.mark.parametrize("age", [0, 1])
 def test_a_run_that_loses_rollout_workers_ends_with_the_same_numbers(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: int
+    straight: Callable[[int], RunFiles],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    age: int,
 ) -> None:
-    changes: dict[str, Any] = {"rollout": {"max_policy_age": age}}
-    straight = run_ppo(config_of(settings, tmp_path / "straight", **changes))
+    expected = straight(age)
     without_ray(monkeypatch, dies_at={"rollout-0": [1, 2, 7], "rollout-1": [4]})
-    run = run_ppo(config_of(settings, tmp_path / "losing", **changes))
-    assert_equal_bitwise(run, straight, leave_out=("rollout/restarts", "rollout/retries"))
+    run = run_ppo(config_of(settings, tmp_path / "losing", rollout={"max_policy_age": age}))
+    assert_equal_bitwise(run, expected, leave_out=("rollout/restarts", "rollout/retries"))
     assert sum(row["rollout/restarts"] for row in metrics_of(run)) >= 3
-    assert sum(row["rollout/restarts"] for row in metrics_of(straight)) == 0
+    assert sum(row["rollout/restarts"] for row in metrics_of(expected)) == 0
 
 
 def test_a_rollout_worker_that_always_dies_ends_the_run_with_the_cause(

@@ -1,17 +1,16 @@
 """The contract of an engine, held by a real vLLM. `make test-vllm` builds its environment and runs this folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
-from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
-from policies.loading import POLICY_ADAPTER, Backbone, load_backbone, prepare_policy, random_backbone
+from policies.config import FullTuning, LoraTuning, ModelConfig
+from policies.loading import POLICY_ADAPTER, Backbone, load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
 from rollout.config import HfEngineConfig, SamplingConfig, VllmEngineConfig
 from rollout.generation import Generator, repeat_prompts
@@ -25,7 +24,7 @@ from tests.tiny_models import randomize
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs these in an environment of their own")
 
-from rollout.vllm_engine import VllmGenerator  # noqa: E402 - only where vLLM is installed
+from rollout.vllm_engine import VllmGenerator
 
 STOPS = tuple(range(2, 32))
 SAMPLING = SamplingConfig(temperature=0.7, max_response_tokens=12, stop_token_ids=STOPS)
@@ -34,33 +33,18 @@ LORA = LoraTuning(rank=4, alpha=12.0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
-    """A random Llama with heads of 32, the smallest that vLLM's CPU attention has a kernel for."""
-    folder = tmp_path_factory.mktemp("llama")
-    shape = ArchitectureConfig(hidden_size=128, layers=2, heads=4, key_value_heads=2, context_tokens=64)
-    backbone = random_backbone(shape, tiny_tokenizer, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in backbone.model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    backbone.model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapted(folder: Path) -> VllmGenerator:
-    return VllmGenerator(ModelConfig(path=str(folder), tuning=LORA), SAMPLING, VllmEngineConfig(kind="vllm"))
+def adapted(llama_folder: Path) -> VllmGenerator:
+    return VllmGenerator(ModelConfig(path=str(llama_folder), tuning=LORA), SAMPLING, VllmEngineConfig())
 
 
 @pytest.fixture
-def learner(folder: Path) -> Backbone:
+def learner(llama_folder: Path) -> Backbone:
     """The learner's model, with an adapter that changes the output."""
-    return backbone_with_adapter(folder, seed=5)
+    return backbone_with_adapter(llama_folder, seed=5)
 
 
-def backbone_with_adapter(folder: Path, *, seed: int) -> Backbone:
-    backbone = load_backbone(ModelConfig(path=str(folder)))
+def backbone_with_adapter(llama_folder: Path, *, seed: int) -> Backbone:
+    backbone = load_backbone(ModelConfig(path=str(llama_folder)))
     prepare_policy(backbone, LORA, seed=0)
     randomize(backbone.adapters, POLICY_ADAPTER, seed=seed)
     with torch.no_grad():
@@ -103,7 +87,7 @@ def require_equal(left: list[Completion], right: list[Completion]) -> None:
         assert (a.prompt_id, a.response_index, a.finish_reason) == (b.prompt_id, b.response_index, b.finish_reason)
 
 
-def test_a_worker_without_weights_refuses_to_sample(folder: Path, adapted: VllmGenerator) -> None:
+def test_a_worker_without_weights_refuses_to_sample(adapted: VllmGenerator) -> None:
     if adapted.version >= 0:
         pytest.skip("another test has given it weights already")
     with pytest.raises(StaleWeightsError, match="holds policy version -1, asked was 0"):
@@ -130,9 +114,9 @@ def test_its_log_probs_are_those_of_the_learner(adapted: VllmGenerator, learner:
         np.testing.assert_allclose(forced, logprobs, atol=1e-4)
 
 
-def test_a_new_version_replaces_the_old_one_and_its_cache(adapted: VllmGenerator, folder: Path) -> None:
+def test_a_new_version_replaces_the_old_one_and_its_cache(adapted: VllmGenerator, llama_folder: Path) -> None:
     for version in (3, 4):
-        backbone = backbone_with_adapter(folder, seed=version)
+        backbone = backbone_with_adapter(llama_folder, seed=version)
         adapted.load_weights(backbone.adapters.state(POLICY_ADAPTER), version=version)
         # The same prompts and noise: cached keys and values of the version before would show here.
         require_equal(sample(adapted), sample(reference_engine(backbone, POLICY_ADAPTER)))
@@ -181,12 +165,12 @@ def test_the_canary_names_a_worker_whose_weights_are_not_the_learners(
 
 
 @pytest.fixture(scope="module")
-def full(folder: Path) -> Iterator[VllmGenerator]:
-    yield VllmGenerator(ModelConfig(path=str(folder), tuning=FullTuning()), SAMPLING, VllmEngineConfig(kind="vllm"))
+def full(llama_folder: Path) -> VllmGenerator:
+    return VllmGenerator(ModelConfig(path=str(llama_folder), tuning=FullTuning()), SAMPLING, VllmEngineConfig())
 
 
-def test_full_weights_arrive(full: VllmGenerator, folder: Path) -> None:
-    backbone = load_backbone(ModelConfig(path=str(folder)))
+def test_full_weights_arrive(full: VllmGenerator, llama_folder: Path) -> None:
+    backbone = load_backbone(ModelConfig(path=str(llama_folder)))
     generator = torch.Generator().manual_seed(7)
     for version in (1, 2):
         with torch.no_grad():

@@ -143,6 +143,13 @@ def test_reference_lines_are_labelled_and_inside_the_axes() -> None:
     assert all(10 <= float(line.get("y1", "")) <= 196 and 46 <= float(line.get("x1", "")) <= 388 for line in lines)
 
 
+def test_the_label_of_an_upright_line_stands_where_there_is_room() -> None:
+    ends = [ReferenceLine(0.0, "start", "x"), ReferenceLine(1.0, "end", "x")]
+    root = drawn(chart(Series("a", [0, 1], [1.0, 2.0]), references=ends))
+    anchors = {label.text: label.get("text-anchor") for label in root.iter("text") if label.get("class") == "reference"}
+    assert anchors == {"start": None, "end": "end"}
+
+
 def test_a_legend_appears_where_series_need_telling_apart_and_faint_ones_share_a_colour() -> None:
     assert legend_of(chart(Series("a", [0], [1.0]))) == []
     assert legend_of(chart(Series("raw", [0], [1.0], faint=True), Series("mean", [0], [1.0]))) == []
@@ -176,7 +183,7 @@ def test_bars_stand_on_zero_and_are_as_wide_as_said() -> None:
 
 def test_an_axis_reaches_the_values_it_is_told_to_show() -> None:
     root = drawn(chart(Series("a", [0, 1], [0.6, 0.7]), shown=(0.0, 1.0)))
-    assert {"0", "1.0"} <= set(texts(root, "tick"))
+    assert {"0", "1.00"} <= set(texts(root, "tick"))
 
 
 def test_a_bar_below_zero_hangs_from_it() -> None:
