@@ -9,7 +9,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 PACKAGES := policies reward rollout rlhf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all test-vllm bench-reward bench-kwise lint format readme clean
+.PHONY: help install quickstart test test-all test-vllm bench-rollout bench-reward bench-kwise lint format readme clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F: '{printf "  make %-13s%s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test-all: $(INSTALLED)  ## run the slow tests too; those marked gpu and benchmar
 
 test-vllm: $(VLLM_INSTALLED)  ## run the tests of the vLLM engine, in an environment of their own (CPU build)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+
+bench-rollout: $(INSTALLED)  ## measure our engines against generate and generate_batch (about five minutes)
+	$(BIN)/python -m tests.benchmarks.bench_rollout $(ARGS)
 
 bench-reward: $(INSTALLED)  ## measure reward training against TRL (some minutes; ARGS="--precision float32" etc.)
 	$(BIN)/python -m tests.benchmarks.bench_reward $(ARGS)

@@ -33,7 +33,7 @@ class CausalPolicy:
         return self.logprobs_of(self.states(batch), batch, with_entropy=with_entropy)
 
     def states(self, batch: SequenceBatch) -> Tensor:
-        """(M, R, D) hidden states before each response token: what log-probs, and values on this trunk, are read from."""
+        """(M, R, D) hidden states before each response token: what log-probs and values on this trunk read."""
         with self.backbone.adapters.use(self.adapter):
             return self.backbone.response_states(batch)
 
@@ -45,13 +45,9 @@ class CausalPolicy:
         """(M, R) negative log-likelihood of text (`policies.sequences.pad_texts`) at temperature 1; 0 at padding."""
         return -self._logprobs(self.states(batch), batch, 1.0, with_entropy=False).logprobs
 
-    def trainable(self, *, has_masters: bool = False) -> list[tuple[str, Parameter]]:
-        """What trains, with gradients let in: the adapter's parameters, or all of the model's.
-
-        Args:
-            has_masters: see `Backbone.trainable`.
-        """
-        return self.backbone.trainable(self.adapter, has_masters=has_masters)
+    def trainable(self) -> list[tuple[str, Parameter]]:
+        """What trains, with gradients let in: the adapter's parameters, or all of the model's."""
+        return self.backbone.trainable(self.adapter)
 
     def weights(self) -> dict[str, Tensor]:
         """What training changes, by names that do not depend on the adapter's own; shares memory with the model."""

@@ -6,7 +6,9 @@ logits), and what of it trains. It does not shift, mask or sample.
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,13 +23,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet, base_fingerprint, base_parameters, copy_exactly
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
 from policies.logprobs import response_states
+from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
 from policies.rms_norm import use_fast_norms
 from policies.sequences import SequenceBatch
-from policies.packed_attention import PackedRows, UnsupportedAttentionError, packed_attention
 from policies.sources import resolve_source, unreachable
 from policies.tokenization import load_tokenizer
 
@@ -70,6 +74,7 @@ class Backbone:
         self._logit_factor, self._logit_cap = _logit_scaling(model.config)
         _require_vocabulary(model, tokenizer)
         self._require_same_logits()
+        self._checkpointed: list[GradientCheckpointingLayer] = []
         self._packs_exactly = self._compare_packed()
 
     @property
@@ -159,19 +164,23 @@ class Backbone:
             logits = torch.tanh(logits / self._logit_cap) * self._logit_cap
         return logits
 
-    def trainable(
-        self, adapter: str | None, *, body_only: bool = False, has_masters: bool = False
-    ) -> list[tuple[str, Parameter]]:
+    def checkpoint_activations(self) -> None:
+        """From now on, passes over rows with gradients compute layers again instead of keeping their activations.
+
+        Raises:
+            ValueError: the architecture does not support it.
+        """
+        self._checkpointed = checkpointed_layers(self.model)
+
+    def trainable(self, adapter: str | None, *, body_only: bool = False) -> list[tuple[str, Parameter]]:
         """Lets gradients into one adapter, or into the model itself, and returns what trains.
 
         Args:
             adapter: name of the adapter; None trains the base weights.
             body_only: leaves an output layer with weights of its own frozen (a critic has no use for it).
-            has_masters: the caller's optimizer moves float32 copies, so the weights may be held in less.
 
         Raises:
-            ValueError: if the base is to train beside adapters (it would change under them) or in less than float32
-                (small updates would round away).
+            ValueError: if the base is to train beside adapters (it would change under them).
         """
         if adapter is not None:
             return self.adapters.trainable(adapter)
@@ -179,10 +188,6 @@ class Backbone:
             raise ValueError(
                 f"model.tuning.kind=full: the model carries the adapters {list(self.adapters.names)}, which a changing "
                 "base would break; set model.tuning.kind=lora, or export (merge) the adapter first"
-            )
-        if self.model.dtype != torch.float32 and not has_masters:
-            raise ValueError(
-                f"model.dtype={self.model.dtype} cannot train in full; use float32, or model.tuning.kind=lora"
             )
         parameters = self._base_parameters(body_only=body_only)
         for _, parameter in parameters:
@@ -212,11 +217,22 @@ class Backbone:
         return cast(str, self.model.config.get_text_config(decoder=True)._attn_implementation)
 
     def _padded(self, input_ids: Tensor) -> Tensor:
-        return self.hidden_states(input_ids, None, _positions(input_ids))
+        with self._checkpointing():
+            return self.hidden_states(input_ids, None, _positions(input_ids))
+
+    def _checkpointing(self) -> AbstractContextManager[None]:
+        if not self._checkpointed or not torch.is_grad_enabled():
+            return nullcontext()
+        return checkpointing(self._checkpointed, partial(self._as_now, self.adapters.active, self._attention))
+
+    @contextmanager
+    def _as_now(self, adapter: str | None, implementation: str) -> Iterator[None]:
+        with self.adapters.use(adapter), attention(self.model, implementation):
+            yield
 
     def _packed_states(self, input_ids: Tensor, rows: PackedRows) -> Tensor:
         ids, positions = rows.pack(input_ids), rows.pack(_positions(input_ids))
-        with packed_attention(self.model):
+        with attention(self.model, PACKED), self._checkpointing():
             packed = self._body(input_ids=ids, position_ids=positions, use_cache=False, packing=rows).last_hidden_state
         return rows.unpack(packed)
 
@@ -244,13 +260,13 @@ class Backbone:
                 f"from its logits by {float((received - expected).abs().max()):.2g}; this architecture is not supported"
             )
 
-
     @torch.no_grad()
     def _compare_packed(self) -> bool:
         """Whether every layer keeps the rows of a packed batch apart, and gives the states of the padded one."""
         if not (self._takes_positions and self._takes_settings and self._attention == "sdpa"):
             return False
-        mask = torch.arange(_PROBE_TOKENS, device=self.device) < torch.tensor(_PROBE_LENGTHS, device=self.device)[:, None]
+        lengths = torch.tensor(_PROBE_LENGTHS, device=self.device)
+        mask = torch.arange(_PROBE_TOKENS, device=self.device) < lengths[:, None]
         ids = torch.arange(mask.numel(), device=self.device).view(mask.shape) % self.vocabulary_size
         rows = PackedRows.of(mask)
         try:

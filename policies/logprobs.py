@@ -19,7 +19,9 @@ from policies.sequences import SequenceBatch
 OutputLayer = Callable[[Tensor], Tensor]
 
 _LOGITS_PER_CHUNK = 2**27
-"""Elements of the largest logits tensor: 512 MiB in float32."""
+"""Elements of the largest logits tensor: 512 MiB in float32. With gradients, more chunks cost another product each."""
+_FREE_LOGITS_PER_CHUNK, _FREE_TOKENS_PER_CHUNK = 2**23, 512
+"""Without gradients, chunks of 32 MiB cost nothing, as long as each has tokens enough to keep the weights busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,11 @@ def text_logprobs(
 
 
 def chunk_tokens_for(vocabulary_size: int) -> int:
-    """Tokens whose float32 logits take at most 512 MiB."""
-    return max(1, _LOGITS_PER_CHUNK // vocabulary_size)
+    """Tokens whose float32 logits take at most 512 MiB; without gradients, 32 MiB or the logits of 512 tokens."""
+    most = max(1, _LOGITS_PER_CHUNK // vocabulary_size)
+    if torch.is_grad_enabled():
+        return most
+    return min(most, max(_FREE_LOGITS_PER_CHUNK // vocabulary_size, _FREE_TOKENS_PER_CHUNK))
 
 
 def _response_positions(batch: SequenceBatch) -> Tensor:
@@ -172,7 +177,12 @@ class _ChosenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(  # `apply` passes positions only
+        ctx: Any,
+        logits: Tensor,
+        tokens: Tensor,
+        with_entropy: bool,  # noqa: FBT001
+    ) -> tuple[Tensor, Tensor]:
         distribution = log_softmax(logits, dim=-1)
         chosen = distribution.gather(1, tokens.unsqueeze(1)).squeeze(1)
         probabilities = distribution.exp()

@@ -58,9 +58,7 @@ class _AdaptedProduct(torch.autograd.Function):
     """x W^T + b + (x A^T) B^T, and its gradients by x, A and B; W and b are frozen."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         inner = rows @ down.t()
         output = functional.linear(rows, weight, bias).addmm_(inner, up.t())

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-_NAME = "packed_rows"
+PACKED = "packed_rows"
+"""Name by which transformers knows `attend`: forward passes then take ids of (1, N) and `packing=PackedRows`."""
 _LONGEST_PRODUCT = 256
 """Tokens up to which the plain products are worth the (T, T) probabilities they keep for the backward pass."""
 _HARMLESS = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
@@ -64,11 +65,11 @@ class PackedRows:
 
 
 @contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, forward passes of `model` take `packing=PackedRows` and packed ids of shape (1, N)."""
+def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Inside, the layers of `model` attend by the function of this name; with `PACKED`, packed ids and rows."""
     config = model.config.get_text_config(decoder=True)
     before = config._attn_implementation
-    config._attn_implementation = _NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
@@ -154,4 +155,4 @@ class _CausalProduct(torch.autograd.Function):
         return by_query.view(query_shape), by_key.view(key_shape), by_value.view(key_shape), None
 
 
-AttentionInterface.register(_NAME, cast(Any, attend))
+AttentionInterface.register(PACKED, cast(Any, attend))

@@ -1,7 +1,7 @@
 """The critic: the expected score of a response, at each of its tokens.
 
-Owns the combination of a backbone (the policy's trunk, an adapter on a shared base, or a model of its own) with a scalar
-head. Returns, advantages and losses are computed elsewhere.
+Owns the combination of a backbone (the policy's trunk, an adapter on a shared base, or a model of its own) with a
+scalar head. Returns, advantages and losses are computed elsewhere.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,7 @@ _HEAD = "head."
 class ValueModel:
     """V_t = w . h_t + b, where h_t has seen everything before response token t."""
 
-    def __init__(
-        self, backbone: Backbone, *, adapter: str | None, head: ScalarHead, trains_body: bool = True
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, adapter: str | None, head: ScalarHead, trains_body: bool = True) -> None:
         """A critic from its parts.
 
         Args:
@@ -72,15 +70,11 @@ class ValueModel:
         """`values` from the `states` of the same batch: this critic's own, or the policy's where it owns the trunk."""
         return self.head(states).masked_fill(~batch.response_mask, 0.0)
 
-    def trainable(self, *, has_masters: bool = False) -> list[tuple[str, Parameter]]:
-        """What trains, with gradients let in: adapter (or body) and head, or the head alone.
-
-        Args:
-            has_masters: see `Backbone.trainable`.
-        """
+    def trainable(self) -> list[tuple[str, Parameter]]:
+        """What trains, with gradients let in: adapter (or body) and head, or the head alone."""
         body: list[tuple[str, Parameter]] = []
         if self.trains_body:
-            body = self.backbone.trainable(self.adapter, body_only=True, has_masters=has_masters)
+            body = self.backbone.trainable(self.adapter, body_only=True)
         self.head.requires_grad_(requires_grad=True)
         return body + [(_HEAD + name, parameter) for name, parameter in self.head.named_parameters()]
 

@@ -326,12 +326,12 @@ class CriticConfig(StrictModel):
     """The value function."""
 
     kind: Literal["auto", "head", "adapter", "model"] = "auto"
-    """`head` reads the policy's own hidden states, which then train on both losses, in one pass; `adapter` is an adapter
-    of its own on the policy's base (LoRA tuning); `model` is a second copy of the model whose weights all train. `auto`
-    is `adapter` with LoRA tuning and `model` with full tuning."""
+    """`head` reads the policy's own hidden states, which then train on both losses, in one pass; `adapter` is an
+    adapter of its own on the policy's base (LoRA tuning); `model` is a second copy of the model, all of whose weights
+    train. `auto` is `adapter` with LoRA tuning and `model` with full tuning."""
     start: Literal["auto", "reward_model", "zero_head"] = "auto"
-    """Initial weights; `auto` gives an adapter those of the reward model where both share a base, else a zero head on the
-    policy's base. Only an adapter can start from a reward model."""
+    """Initial weights; `auto` gives an adapter those of the reward model where both share a base, else a zero head on
+    the policy's base. Only an adapter can start from a reward model."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, epsilon=1e-5)
     """Optimizer of the critic."""
 
@@ -365,7 +365,10 @@ class PpoConfig(StageConfig):
     steps: int = Field(default=100, ge=1)
     """PPO steps: rollout plus update."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass, with padding where the architecture cannot leave it out."""
+    activation_checkpointing: bool = False
+    """Computes the activations of a layer again in the backward pass instead of keeping them: less memory, a third more
+    time for the update."""
     sample_prompts: int = Field(default=8, ge=0)
     """Fixed prompts of `data.eval` whose answers are logged through training."""
     sample_every_steps: int = Field(default=10, ge=1)

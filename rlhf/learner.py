@@ -49,8 +49,8 @@ class Learner:
 
     Args:
         policy: Trainable policy.
-        critic: Trainable value model; either a head on the policy's trunk, which then trains on both losses in one pass,
-            or it shares no trainable parameter with the policy.
+        critic: Trainable value model; either a head on the policy's trunk, which then trains on both losses in one
+            pass, or it shares no trainable parameter with the policy.
         config: The run's configuration; `algorithm`, the optimizers, `micro_batch_tokens`, `steps` and `seed` are read.
         ptx: Pretraining text; required exactly when `algorithm.ptx` is set.
     """
@@ -62,11 +62,12 @@ class Learner:
         self._policy, self._critic, self._ptx = policy, critic, ptx
         self._algorithm: AlgorithmConfig = config.algorithm
         self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
+        if config.activation_checkpointing:
+            for backbone in {policy.backbone, critic.backbone}:
+                backbone.checkpoint_activations()
         updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
-        self._policy_training = TrainedModel("policy", policy.trainable(has_masters=True), config.optimizer, updates)
-        self._critic_training = TrainedModel(
-            "critic", critic.trainable(has_masters=True), config.critic.optimizer, updates
-        )
+        self._policy_training = TrainedModel("policy", policy.trainable(), config.optimizer, updates)
+        self._critic_training = TrainedModel("critic", critic.trainable(), config.critic.optimizer, updates)
 
     def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Value before each response token, (R_i,) float32 in reward units."""
@@ -119,8 +120,8 @@ class Learner:
         tensors = {
             **with_owner("policy", self._policy.weights()),
             **with_owner("critic", self._critic.state()),
-            **self._policy_training.state(),
-            **self._critic_training.state(),
+            **with_owner("policy_optimizer", self._policy_training.optimizer_state()),
+            **with_owner("critic_optimizer", self._critic_training.optimizer_state()),
         }
         values: dict[str, Any] = {
             "policy_updates": self._policy_training.steps_done,
@@ -134,8 +135,8 @@ class Learner:
         values = state.values["learner"]
         self._policy.load_weights(state.tensors_of("policy"))
         self._critic.load_state(state.tensors_of("critic"))
-        self._policy_training.load_state(state, values["policy_updates"])
-        self._critic_training.load_state(state, values["critic_updates"])
+        self._policy_training.load_optimizer_state(state.tensors_of("policy_optimizer"), values["policy_updates"])
+        self._critic_training.load_optimizer_state(state.tensors_of("critic_optimizer"), values["critic_updates"])
         if self._ptx is not None:
             self._ptx.load_state_dict(values["ptx"])
 

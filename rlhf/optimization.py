@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rlhf.config import OptimizerConfig
+from rlhf.mixed_precision_adamw import MixedPrecisionAdamW
 
 Schedule = Callable[[int], float]
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
@@ -70,6 +71,7 @@ class StepResult:
 def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019), fused, with weight decay on matrices and none on vectors and scalars.
 
+    Parameters in bfloat16 move as their float32 masters would, on gradients summed in float32 (`MixedPrecisionAdamW`).
     Biases and norm gains are vectors: decaying them pulls a layer's scale to 0 without regularising anything
     (Brown et al. 2020 and its descendants). Parameters that do not require a gradient are left out.
 
@@ -84,7 +86,9 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [{**group, "initial_lr": config.learning_rate} for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+    is_mixed = any(parameter.dtype != torch.float32 for parameter in trained)
+    kind = MixedPrecisionAdamW if is_mixed else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def build_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
@@ -123,7 +127,9 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> fl
     Gradients whose norm is not finite stay as they are: scaled by it all of them would be NaN, and none could be named.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # One by one, because torch returns the norm of a bfloat16 gradient in bfloat16.
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(norms)
     if math.isfinite(value := norm.item()):
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     return value

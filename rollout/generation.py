@@ -1,6 +1,7 @@
 """What a rollout engine promises, whichever library decodes.
 
-Owns the `Generator` protocol and the expansion of prompts into jobs. Engines stand in one file each (`hf_engine`).
+Owns the `Generator` protocol and the expansion of prompts into jobs. Engines stand in one file each; `engines` builds
+the one that a config names.
 """
 
 from collections import Counter

@@ -11,8 +11,8 @@ from rlhf.stages import STAGES, Stage, resolve
 REFERENCE = Path(__file__).resolve().parents[1] / "configs" / "README.md"
 _INTRODUCTION = """# Every configuration key
 
-`rlhf STAGE --keys` shows the same on the terminal. A key is given in the stage's YAML file or as `a.b=value` after it. Of
-a section with `kind`, the keys of the chosen variant apply; it is named in brackets.
+`rlhf STAGE --keys` shows the same on the terminal. A key is given in the stage's YAML file or as `a.b=value` after it.
+Of a section with `kind`, the keys of the chosen variant apply; it is named in brackets.
 """
 
 

@@ -174,14 +174,16 @@ class PpoTrainer:
 
         So step k has samples of version k - max_policy_age, of 0 at first: always the same one, whoever is faster.
         """
-        n = self._config.rollout
-        wanted = min(n.max_policy_age + 1, self._config.steps - self._steps_done)
+        wanted = min(self._config.rollout.max_policy_age + 1, self._config.steps - self._steps_done)
         while len(self._buffer) < wanted:
-            prompts = self._stream.next(n.prompts_per_step)
-            self._buffer.start(partial(self._rollout, self._weights, prompts, self._rollouts))
-            self._rollouts += 1
+            self._start_rollout()
 
-    def _rollout(self, weights: PublishedWeights, prompts: Sequence[Prompt], number: int) -> Rollout:
+    def _start_rollout(self) -> None:
+        prompts = self._stream.next(self._config.rollout.prompts_per_step)
+        self._buffer.start(partial(self._make_rollout, self._weights, prompts, self._rollouts))
+        self._rollouts += 1
+
+    def _make_rollout(self, weights: PublishedWeights, prompts: Sequence[Prompt], number: int) -> Rollout:
         """One rollout; runs beside everything else where generation runs ahead."""
         start = time.perf_counter()
         answered = self._answer(weights, prompts, self._config.rollout.responses_per_prompt, number)

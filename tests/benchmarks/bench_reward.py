@@ -2,7 +2,8 @@
 
 Each side runs in a process of its own and times its optimizer steps behind a warm-up; the sides alternate, so that a
 busy machine is busy for both. Writes results/reward_vs_trl.json with `ratio_pairs_per_second` and `ratio_peak_memory`
-(ours / theirs): compare ratios of one run, not numbers of two.
+(ours / theirs): compare ratios of one run, not numbers of two. Where others use the machine too, `--clock processor
+--threads 1` counts the seconds of the process instead of the wall's.
 """
 
 import json
@@ -33,7 +34,7 @@ class Measurement:
     """One run of one side.
 
     Attributes:
-        pairs_per_second: Of the median step behind the warm-up.
+        pairs_per_second: Of the median step behind the warm-up, by the clock that was asked for.
         peak_memory_mib: Largest resident set of the process up to the last step.
     """
 
@@ -108,7 +109,7 @@ def _measure_ours(case: Case, run_dir: Path, folder: Path, options: Namespace) -
     }
     path = folder / f"{run_dir.name}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    _run([sys.executable, "-m", "rlhf.cli", "reward", str(path)], options)
+    _run(["rlhf.cli", "reward", str(path)], options)
     metrics = RunFiles(run_dir).read_metrics()
     seconds = [float(str(row["time/step"])) for row in metrics[options.warmup :]]
     return Measurement(
@@ -135,12 +136,17 @@ def _measure_peer(case: Case, folder: Path, options: Namespace) -> Measurement:
         "json": report,
     }
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    _run([sys.executable, str(options.peer), *flags, *(["--varied"] if case.is_varied else [])], options)
+    _run([str(options.peer), *flags, *(["--varied"] if case.is_varied else [])], options)
     found = json.loads(report.read_text(encoding="utf-8"))
     return Measurement(pairs_per_second=found["pairs_per_s"], peak_memory_mib=found["peak_rss_MiB"])
 
 
-def _run(command: list[str], options: Namespace) -> None:
+def _run(arguments: list[str], options: Namespace) -> None:
+    """Runs a script, or a module of ours, by the clock that was asked for."""
+    if options.clock == "processor":
+        command = [sys.executable, str(Path(__file__).with_name("processor_clock.py")), *arguments]
+    else:
+        command = [sys.executable, *([] if arguments[0].endswith(".py") else ["-m"]), *arguments]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
         "HF_HUB_OFFLINE": "1",
@@ -169,6 +175,7 @@ def _options() -> Namespace:
     parser.add_argument("--steps", type=int, default=3, help="measured optimizer steps")
     parser.add_argument("--warmup", type=int, default=1, help="optimizer steps before them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=4096)

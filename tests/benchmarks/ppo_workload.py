@@ -5,8 +5,8 @@ Run as a module by `bench_ppo`, in a process of its own, so that its peak memory
 
 import argparse
 import json
+import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from policies.config import FullTuning, LoraTuning, ModelConfig
 from reward.model import RewardModel
 from reward.normalization import IDENTITY
 from rlhf.config import PpoConfig
+from rlhf.process_environment import prepare_environment
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.trainers import ppo
 
@@ -75,21 +76,40 @@ CASES = {
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", choices=CASES, required=True)
-    parser.add_argument("--shape", type=json.loads, default={}, help="JSON object with fields of Shape")
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--set", type=json.loads, default={}, help="JSON object: sections of the PPO configuration")
-    parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    actions = parser.add_subparsers(dest="action", required=True)
+    prepare = actions.add_parser("prepare", help="write model, reward model, prompts and configuration")
+    prepare.add_argument("--case", choices=CASES, required=True)
+    prepare.add_argument("--shape", type=json.loads, default={}, help="JSON object with fields of Shape")
+    prepare.add_argument("--steps", type=int, default=2)
+    prepare.add_argument("--set", type=json.loads, default={}, help="JSON object: sections of the PPO configuration")
+    run = actions.add_parser("run", help="train once, and write what was measured to measured.json")
+    run.add_argument("--threads", type=int, required=True)
+    for action in (prepare, run):
+        action.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    shape = Shape(**options.shape)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = ppo_settings(Path(folder), CASES[options.case], shape, steps=options.steps)
-        config = PpoConfig.model_validate(_merged(settings, options.set))
-        ppo.run(config, resume=False)
-        rows = RunFiles(config.run_dir).read_metrics()
-    options.json.write_text(json.dumps({"shape": asdict(shape), **measured(rows, shape)}), encoding="utf-8")
+    if options.action == "prepare":
+        write_workload(options.folder, CASES[options.case], Shape(**options.shape), options.steps, options.set)
+    else:
+        run_workload(options.folder, threads=options.threads)
+
+
+def write_workload(folder: Path, case: Case, shape: Shape, steps: int, changes: Mapping[str, Any]) -> None:
+    """Apart from the run, whose memory is measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = _merged(ppo_settings(folder, case, shape, steps=steps), changes)
+    (folder / "ppo.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "shape.json").write_text(json.dumps(asdict(shape)), encoding="utf-8")
+
+
+def run_workload(folder: Path, *, threads: int) -> None:
+    prepare_environment()
+    torch.set_num_threads(threads)
+    config = PpoConfig.model_validate(json.loads((folder / "ppo.json").read_text(encoding="utf-8")))
+    shape = Shape(**json.loads((folder / "shape.json").read_text(encoding="utf-8")))
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+    ppo.run(config, resume=False)
+    result = {"shape": asdict(shape), **measured(RunFiles(config.run_dir).read_metrics(), shape)}
+    (folder / "measured.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def measured(rows: Sequence[Mapping[str, Any]], shape: Shape) -> dict[str, Any]:

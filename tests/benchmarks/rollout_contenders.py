@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from policies.loading import Backbone
-from rollout.config import CompiledEngineConfig, EngineConfig, HfEngineConfig, SamplingConfig
+from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
 from tests.benchmarks.rollout_workload import PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS, prompts, response_lengths
 
@@ -39,7 +39,7 @@ Contender = Callable[[Backbone, str], Sampled]
 """(backbone, "fixed" or "ragged") -> responses of exactly the workload's lengths."""
 
 
-def ours(engine: EngineConfig) -> Contender:
+def ours(engine: CompiledEngineConfig | HfEngineConfig) -> Contender:
     def run(backbone: Backbone, kind: str) -> Sampled:
         generator = build_generator(backbone, None, SamplingConfig(max_response_tokens=RESPONSE_TOKENS), engine)
         completions = generator.generate(prompts(kind), [0] * PROMPTS, seed=0, step=0)

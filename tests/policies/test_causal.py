@@ -165,3 +165,19 @@ def test_weights_that_are_loaded_back_restore_the_policy(adapter: str | None, ba
     policy.load_weights(saved)
 
     assert torch.equal(policy.logprobs(batch).logprobs, before)
+
+
+def test_the_settings_are_what_decides_a_logprob_and_stands_in_no_weight(
+    backbone_of: Callable[[str], Backbone],
+) -> None:
+    backbone = backbone_of("llama")
+    assert CausalPolicy(backbone, adapter=None, temperature=0.7).settings() == {"temperature": 0.7}
+    backbone.adapters.add("policy", LoraTuning(rank=4, alpha=6, target_modules=("q_proj",)), seed=0)
+    backbone.adapters.add("critic", LoraTuning(rank=2, alpha=8), seed=0)
+    settings = CausalPolicy(backbone, adapter="policy", temperature=1.0).settings()
+    scalings = {f"scaling of model.layers.{layer}.self_attn.q_proj": 1.5 for layer in (0, 1)}
+    assert settings == {"temperature": 1.0} | scalings
+    # As they are, not as they were configured.
+    for _, layer in backbone.adapters._layers:
+        layer.scaling["policy"] = 1.0
+    assert set(CausalPolicy(backbone, adapter="policy", temperature=1.0).settings().values()) == {1.0}

@@ -170,11 +170,13 @@ def test_full_tuning_beside_adapters_is_refused(backbone: Backbone):
         backbone.trainable(None)
 
 
-def test_full_tuning_in_bfloat16_is_refused(tiny_llama_folder: Path):
+def test_full_tuning_leaves_weights_in_the_precision_they_are_loaded_in(tiny_llama_folder: Path):
     backbone = load_backbone(config(tiny_llama_folder, dtype="bfloat16"))
 
-    with pytest.raises(ValueError, match=r"bfloat16 cannot train in full"):
-        backbone.trainable(None)
+    parameters = backbone.trainable(None)
+
+    assert {parameter.dtype for _, parameter in parameters} == {torch.bfloat16}
+    assert all(parameter.requires_grad for _, parameter in parameters)
 
 
 @pytest.mark.parametrize("adapter", ["policy", None])

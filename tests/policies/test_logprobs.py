@@ -168,6 +168,11 @@ def test_chunks_shrink_as_the_vocabulary_grows():
     assert chunk_tokens_for(2**30) == 1
 
 
+@torch.no_grad()
+def test_chunks_without_gradients_are_smaller_but_not_too_small_to_compute_well():
+    assert [chunk_tokens_for(2**bits) for bits in (13, 17, 20, 30)] == [1024, 512, 128, 1]
+
+
 @pytest.mark.parametrize(("temperature", "chunk_tokens"), [(0.0, 1), (-1.0, 1), (1.0, 0)])
 def test_a_temperature_or_chunk_that_is_not_positive_is_refused(
     batch: SequenceBatch, temperature: float, chunk_tokens: int

@@ -30,7 +30,7 @@ def trained(layer: lora.Linear) -> list[Tensor]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (BF16, 4e-2)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_outputs_and_gradients_are_those_of_peft(dtype: torch.dtype, tolerance: float, bias: bool):
+def test_outputs_and_gradients_are_those_of_peft(dtype: torch.dtype, tolerance: float, *, bias: bool):
     theirs, ours = layer_of(dtype=dtype, bias=bias), layer_of(dtype=dtype, bias=bias)
     use_fast_products(ours)
     assert type(ours) is FastLoraLinear

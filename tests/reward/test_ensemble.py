@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from policies.config import ModelConfig
+from policies.config import LoraTuning, ModelConfig
+from policies.loading import load_backbone
 from reward.composite import build_reward, component_names
 from reward.config import EnsembleSource, LearnedModelConfig, LengthRule, ModelSource
 from reward.ensemble import EnsembleReward, combine
 from reward.interface import RewardFailure, RewardOutput, RewardRequest
 from reward.model import RewardModel
-from reward.normalization import Normalizer
+from reward.normalization import Normalization, Normalizer
 
 REQUESTS = [RewardRequest("p", text) for text in (" the cat", " the red ball", " a hill")]
 
@@ -56,7 +57,7 @@ def members(tmp_path, tiny_llama_folder):
     return tuple(LearnedModelConfig(path=str(tmp_path / f"member-{seed}")) for seed in range(2))
 
 
-def alone(member, normalization="stored"):
+def alone(member, normalization: Normalization = "stored"):
     source = ModelSource(path=member.path, normalization=normalization)
     return build_reward([source], policy_tokenizer=None)(REQUESTS).scores
 
@@ -70,6 +71,22 @@ def test_members_are_put_on_their_own_scale_before_they_are_compared(members):
     np.testing.assert_allclose(output.components["rm"], scores.mean(0) - 2.0 * scores.std(0), rtol=1e-5)
     np.testing.assert_allclose(output.components["rm/disagreement"], scores.std(0), rtol=1e-5)
     np.testing.assert_allclose(output.scores, 0.5 * output.components["rm"] + output.components["length"], rtol=1e-5)
+
+
+def test_members_join_the_policys_base_where_they_were_trained_on_it(tmp_path, tiny_llama_folder):
+    backbone = load_backbone(ModelConfig(path=str(tiny_llama_folder), device="cpu"))
+    for seed in range(2):
+        config = ModelConfig(path=str(tiny_llama_folder), tuning=LoraTuning(rank=2), device="cpu")
+        scale = Normalizer(0.1 * seed, 1.0 + seed, 3, "test")
+        RewardModel.new(config, seed=seed).save(tmp_path / f"lora-{seed}", normalizer=scale, metadata={})
+    members = tuple(LearnedModelConfig(path=str(tmp_path / f"lora-{seed}")) for seed in range(2))
+    source = EnsembleSource(members=members, name="rm")
+
+    shared = build_reward([source], policy_tokenizer=backbone.tokenizer, shared_backbone=backbone)(REQUESTS)
+
+    alone_scores = build_reward([source], policy_tokenizer=None)(REQUESTS)
+    np.testing.assert_allclose(shared.scores, alone_scores.scores, rtol=1e-4, atol=1e-5)
+    assert len(backbone.adapters.names) == 2
 
 
 def test_an_ensemble_can_score_in_logits(members):

@@ -69,6 +69,17 @@ def test_ranked_responses_may_be_texts_or_objects_with_text():
     assert (second.responses, second.ranking) == (("a", "b"), ((1,), (0,)))
 
 
+@pytest.mark.parametrize(
+    ("source", "origin"), [("forum", "forum"), (7, "7"), (None, None), ("  ", None), (["a"], None)]
+)
+def test_a_row_may_say_where_it_came_from(source, origin):
+    pair = {"chosen": "good", "rejected": "bad", "source": source}
+    ranked = {"prompt": "p", "responses": ["a", "b"], "ranking": [0, 1], "source": source}
+
+    assert read([pair], PairsFormat()).comparisons[0].origin == origin
+    assert read([ranked], RankingsFormat()).comparisons[0].origin == origin
+
+
 def test_ties_are_the_pairs_within_a_group():
     comparison = Comparison("", ("a", "b", "c", "d"), ((2,), (0, 3, 1)), "")
 

@@ -1,5 +1,7 @@
 """Where the critic starts: at the scores of a reward model on its base, or at zero."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,16 @@ def rows_of(values: torch.Tensor, batch: SequenceBatch) -> list[np.ndarray]:
         ({}, REWARD_SCALE.mean, REWARD_SCALE.std),
         ({"normalization": "none"}, 0.0, 1.0),
         ({"weight": -0.5}, REWARD_SCALE.mean, -2 * REWARD_SCALE.std),
+        ({"normalization": "logits"}, REWARD_SCALE.mean, 0.75),
     ],
-    ids=["stored scale", "raw scores", "negative weight"],
+    ids=["stored scale", "raw scores", "negative weight", "logits"],
 )
 def test_a_first_value_is_what_the_reward_pays_for_everything_before_its_token(
     tmp_path: Path, tiny_llama_folder: Path, reward_folder: Path, fields: dict[str, Any], mean: float, std: float
 ) -> None:
+    if fields.get("normalization") == "logits":
+        reward_folder = Path(shutil.copytree(reward_folder, tmp_path / "calibrated"))
+        replace(REWARD_SCALE, temperature=std).save(reward_folder)
     critic = critic_of(ppo_config(tmp_path, tiny_llama_folder, reward=[source(reward_folder, **fields)]))
     batch = ragged_batch()
     scores = prefix_scores(reward_folder)
@@ -87,6 +93,17 @@ def test_the_first_reward_model_with_weight_is_the_start(
     other = write_reward_adapter(tmp_path / "other", tiny_llama_folder, seed=11)
     sources = [{"kind": "length"}, source(other, name="watched", weight=0.0), source(reward_folder, name="paid")]
     critic = critic_of(ppo_config(tmp_path, tiny_llama_folder, reward=sources))
+    batch = ragged_batch()
+    expected = (np.array(prefix_scores(reward_folder)[1]) - REWARD_SCALE.mean) / REWARD_SCALE.std
+    np.testing.assert_allclose(rows_of(critic.values(batch), batch)[1], expected, atol=1e-4)
+
+
+def test_the_first_member_of_an_ensemble_that_shares_the_base_is_the_start(
+    tmp_path: Path, tiny_llama_folder: Path, reward_folder: Path
+) -> None:
+    other = write_reward_adapter(tmp_path / "other", tiny_llama_folder, seed=11)
+    members = [{"path": str(folder), "device": "cpu"} for folder in (reward_folder, other)]
+    critic = critic_of(ppo_config(tmp_path, tiny_llama_folder, reward=[{"kind": "ensemble", "members": members}]))
     batch = ragged_batch()
     expected = (np.array(prefix_scores(reward_folder)[1]) - REWARD_SCALE.mean) / REWARD_SCALE.std
     np.testing.assert_allclose(rows_of(critic.values(batch), batch)[1], expected, atol=1e-4)

@@ -6,7 +6,7 @@ import pytest
 from reward.interface import RewardFailure, RewardOutput
 from rlhf.config import AlgorithmConfig, MissingEosConfig
 from rlhf.experience import NoScoredSamplesError, build_experience
-from rollout.types import Completion, FinishReason, Prompt, RolloutBatch
+from rollout.types import Completion, FinishReason, Prompt, PromptFailure, RolloutBatch
 
 
 def _f32(*numbers: float) -> np.ndarray:
@@ -113,3 +113,13 @@ def test_there_is_no_correlation_with_what_is_constant(scores: tuple[float, ...]
         _batch(*rows), _output(*scores), rows, rows, algorithm=AlgorithmConfig(), kl_coefficient=0.1
     )
     assert "objective/score_length_correlation" not in metrics
+
+
+def test_responses_that_were_never_generated_count_as_dropped() -> None:
+    rows = [_f32(-1), _f32(-2)]
+    batch = _batch(*rows)
+    failures = [PromptFailure("lost", 4, "ValueError: too long")]
+    batch = RolloutBatch(batch.prompts, batch.completions, failures)
+    output = _output(1.0, float("nan"), failures=(RewardFailure(1, "timeout"),))
+    _, metrics = build_experience(batch, output, rows, rows, algorithm=AlgorithmConfig(), kl_coefficient=0.1)
+    assert metrics["rollout/dropped"] == 5

@@ -46,6 +46,12 @@ def test_split_names_every_actor_with_its_role_and_share(tmp_path: Path) -> None
     assert lines[-1] == "each step: 12 responses, then 2 epochs over them"
 
 
+def test_running_ahead_is_told(tmp_path: Path) -> None:
+    changes = {"rollout": {"max_policy_age": 2}, "algorithm": {"importance_cap": 2.0}}
+    lines = describe_placement(ppo_config(tmp_path, "model", placement=SPLIT, **changes))
+    assert lines[-1] == "each step: 4 responses, then 2 epochs over them; rollouts run ahead, max_policy_age=2"
+
+
 def test_what_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
     placement = {"kind": "split", "learner": {"cpus": 8}}
     with pytest.raises(ValueError, match=r"^placement: 4 actors ask for 8\.75 CPUs .* the cluster has 2 CPUs"):

@@ -44,10 +44,8 @@ def test_what_is_masked_has_no_influence() -> None:
 
 
 def test_several_queries_a_row_go_to_the_fused_attention() -> None:
-    module = nn.Module()
-    module.is_causal = True
     query, key, value = states(2, 5, 0), states(2, 5, 1), states(2, 5, 2)
-    received, _ = single_query_attention(module, query, key, value, None, scaling=0.3)
+    received, _ = single_query_attention(nn.Module(), query, key, value, None, scaling=0.3, is_causal=True)
     expected = scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
     torch.testing.assert_close(received, expected.transpose(1, 2))
 

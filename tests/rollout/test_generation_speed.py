@@ -12,8 +12,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from policies.config import ArchitectureConfig, LoraTuning
 from policies.loading import Backbone, random_backbone
-from rollout.config import HfEngineConfig, SamplingConfig
-from rollout.hf_engine import HfGenerator
+from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
+from rollout.engines import build_generator
 from rollout.types import Prompt
 
 RESPONSES, RESPONSE_TOKENS, ROUNDS = 64, 24, 8
@@ -34,19 +34,22 @@ def test_a_rollout_is_not_slower_than_plain_sampling_with_generate(
         Prompt(str(i), "", np.random.default_rng(i).integers(3, 300, 16 - i % 8).astype(np.int32))
         for i in range(RESPONSES)
     ]
-    generator = HfGenerator(backbone, adapter, SAMPLING, HfEngineConfig())
+    hf = build_generator(backbone, adapter, SAMPLING, HfEngineConfig())
+    compiled = build_generator(backbone, adapter, SAMPLING, CompiledEngineConfig())
 
     seconds = _race(
         {
             "generate(do_sample=True)": lambda: _plain_generate(backbone, adapter, prompts),
-            "HfGenerator": lambda: generator.generate(prompts, [0] * RESPONSES, seed=0, step=0),
+            "hf": lambda: hf.generate(prompts, [0] * RESPONSES, seed=0, step=0),
+            "compiled": lambda: compiled.generate(prompts, [0] * RESPONSES, seed=0, step=0),
         }
     )
 
     with capsys.disabled():
         for name, value in seconds.items():
             sys.stdout.write(f"\n{name}, adapter {adapter}: {RESPONSES * RESPONSE_TOKENS / value:,.0f} tokens/s")
-    assert seconds["HfGenerator"] < 1.1 * seconds["generate(do_sample=True)"]
+    assert seconds["hf"] < 1.1 * seconds["generate(do_sample=True)"]
+    assert seconds["compiled"] < seconds["hf"]
 
 
 def _plain_generate(backbone: Backbone, adapter: str | None, prompts: list[Prompt]) -> None:

@@ -1,10 +1,12 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from rollout.weight_sync import ChecksumError, StaleWeightsError, pack
+from rollout.types import PerToken, TokenIds
+from rollout.weight_sync import CanaryMismatchError, ChecksumError, StaleWeightsError, pack
 from rollout.worker import RolloutWorker
 from tests.rollout.fakes import ScriptedGenerator, prompt_of
 
@@ -62,3 +64,31 @@ def test_the_canary_is_the_generators_log_probs_of_the_given_responses() -> None
     worker = RolloutWorker(ScriptedGenerator(bias=-0.25))
     (logprobs,) = worker.canary([np.array([1, 2])], [np.array([3, 4, 5])])
     assert logprobs.tolist() == [-0.25, -0.25, -0.25]
+
+
+class CountingGenerator(ScriptedGenerator):
+    """Counts its plain forward passes, which give -1 for every token; its samples say -1 and -seed."""
+
+    def __init__(self) -> None:
+        super().__init__(bias=-1.0)
+        self.passes: list[int] = []
+
+    def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
+        self.passes.append(len(responses))
+        return super().logprobs(prompts, responses)
+
+
+def test_the_first_samples_of_every_version_are_scored_again() -> None:
+    generator = CountingGenerator()
+    worker = RolloutWorker(generator, decode_tolerance=0.1)
+    jobs = [prompt_of(letter) for letter in "abc"], [0, 0, 0]
+    for version in (0, 0, 1):
+        worker.adopt_version(version)
+        worker.generate(*jobs, seed=1, step=0, expected_version=version)
+    assert generator.passes == [2, 2]
+
+
+def test_an_engine_that_reports_other_log_probs_than_its_weights_give_is_found() -> None:
+    worker = RolloutWorker(CountingGenerator(), decode_tolerance=0.5)
+    with pytest.raises(CanaryMismatchError, match=r"differ by 1 nats from its own forward pass at version 0, .* 0\.5"):
+        worker.generate([prompt_of("a")], [0], seed=2, step=0, expected_version=0)

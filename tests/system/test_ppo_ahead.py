@@ -1,5 +1,6 @@
 """PPO whose rollouts run ahead of the learner, and PPO whose rollout workers are lost: whole runs, without Ray."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -13,6 +14,7 @@ from rlhf.config import PpoConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from rlhf.optimization import NonFiniteLossError
+from rlhf.roles import RoleHost
 from rlhf.runtime.metric_registry import require_documented
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.trainers import ppo
@@ -110,6 +112,28 @@ def test_step_k_learns_from_samples_of_version_k_less_the_age(straight: Callable
     assert weights[0] == pytest.approx(1, abs=1e-5)
     assert all(abs(weight - 1) > 1e-4 for weight in weights[1:])
     assert sum("sync/canary_max_logprob_diff" in row for row in rows) >= 2
+
+
+def test_sampling_hides_behind_the_learner(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowed(method: str, seconds: float) -> None:
+        original = getattr(RoleHost, method)
+
+        def slow(host: RoleHost, *arguments: Any, **keywords: Any) -> Any:
+            time.sleep(seconds)
+            return original(host, *arguments, **keywords)
+
+        monkeypatch.setattr(RoleHost, method, slow)
+
+    # As if each had a device of its own; one call a step.
+    slowed("generate", 0.2)
+    slowed("update", 0.4)
+    changes = {"placement": {"kind": "split"}, "sample_prompts": 0}
+    rollout = {"max_policy_age": 1, "responses_per_call": 512}
+    rows = metrics_of(run_ppo(config_of(settings, tmp_path / "run", **changes, rollout=rollout)))[1:]
+    assert min(row["time/rollout"] for row in rows) > 0.2
+    assert np.median([row["time/rollout_wait"] for row in rows]) < 0.1
 
 
 def test_with_a_policy_that_stands_still_running_ahead_changes_nothing(

@@ -1,6 +1,6 @@
 """The contract of an engine, held by a real vLLM. `make test-vllm` builds its environment and runs this folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +148,8 @@ def alpha_lost(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("damage", [without, one_scaled, alpha_lost])
 def test_the_canary_names_a_worker_whose_weights_are_not_the_learners(
-    adapted: VllmGenerator, learner: Backbone, damage: object
+    adapted: VllmGenerator, learner: Backbone, damage: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 ) -> None:
-    assert callable(damage)
     worker = RolloutWorker(adapted)
     pool = RolloutPool([InProcessHandle("vllm-0", worker)], timeout_seconds=60)
     version = max(adapted.version, 0) + 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_ppo import ppo_config, run_ppo
+from tests.tiny_ppo import metrics_of, ppo_config, run_ppo
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs these in an environment of their own")
 
@@ -25,12 +25,14 @@ def test_ppo_on_vllm_takes_the_same_steps_as_on_our_own_engine(
         "steps": 2,
         "reward": [{"kind": "regex", "pattern": "e"}],
     }
-    ours = run_ppo(ppo_config(tmp_path / "compiled", llama_folder, **changes)).read_metrics()
-    theirs = run_ppo(
-        ppo_config(
-            tmp_path / "vllm", llama_folder, **changes, placement=placement, rollout={"engine": {"kind": "vllm"}}
+    ours = metrics_of(run_ppo(ppo_config(tmp_path / "compiled", llama_folder, **changes)))
+    theirs = metrics_of(
+        run_ppo(
+            ppo_config(
+                tmp_path / "vllm", llama_folder, **changes, placement=placement, rollout={"engine": {"kind": "vllm"}}
+            )
         )
-    ).read_metrics()
+    )
     assert ours[0]["objective/scores_std"] > 0, "without a spread of scores there is nothing to learn"
     for our, their in zip(ours, theirs, strict=True):
         assert their["sync/canary_max_logprob_diff"] < 1e-3

@@ -43,3 +43,25 @@ def test_columns_are_cut_at_the_same_places_and_gathered_in_order(workers: int, 
 def test_a_worker_that_fails_ends_a_command_with_its_own_words(error: WorkerError) -> None:
     assert exit_status.status_of(error) == exit_status.OUTSIDE_FAILURE
     assert exit_status.lines_for(error) == [f"error: {error}"]
+
+
+def test_the_answer_of_one_local_worker_is_an_argument_of_another() -> None:
+    numbers = LocalWorker("a", Role()).call("pairs", [1, 2], list("ab"))
+    assert LocalWorker("b", Role()).call("pairs", numbers, ["x", "y"]).result(0.0) == [((1, "a"), "x"), ((2, "b"), "y")]
+
+
+def test_the_end_of_a_local_call_is_told_at_once() -> None:
+    told: list[str] = []
+    LocalWorker("a", Role()).call("pairs", [], []).when_done(lambda: told.append("done"))
+    assert told == ["done"]
+
+
+def test_a_local_worker_is_replaced_by_a_new_object_or_not_at_all() -> None:
+    first = Role()
+    worker = LocalWorker("a", first, build=Role)
+    worker.call("pairs", [1], ["a"])
+    worker.restart().result(0.0)
+    assert worker.call("pairs", [2], ["b"]).result(0.0) == [(2, "b")]
+    assert first.calls == [([1], ["a"])]
+    with pytest.raises(WorkerError, match="driver lives in the driver's process and cannot be replaced"):
+        LocalWorker("driver", first).restart()

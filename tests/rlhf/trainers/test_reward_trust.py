@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def settings(tmp_path, tiny_llama_folder):
     }
 
 
-def trained(settings, *, resume=False, **changes):
+def trained(settings, *, resume=False, **changes) -> Any:
     config = RewardConfig.model_validate({**settings, **changes})
     run(config, resume=resume)
     return RunFiles(config.run_dir).read_summary()
@@ -86,10 +87,10 @@ def test_the_kept_weights_are_those_of_the_best_evaluation_and_are_reported_on_t
     summary = trained(settings, weights="lowest_loss", epochs=2, optimizer=ruinous, eval_every_steps=2)
 
     selection = summary["selection"]
-    losses = {
+    losses: dict[Any, Any] = {
         row["step"]: row["rm/eval_loss"] for row in RunFiles(tmp_path / "run").read_metrics() if "rm/eval_loss" in row
     }
-    best = min(losses, key=losses.__getitem__)
+    best: Any = min(losses, key=losses.__getitem__)
     assert best < 6
     assert (selection["kept_step"], summary["weights"]) == (best, f"step {best}")
     assert (selection["chooses"], selection["reports"], summary["comparisons"]) == (5, 5, 5)
