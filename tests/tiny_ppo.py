@@ -138,7 +138,9 @@ def build_learner(config: PpoConfig, *, backbone: Backbone | None = None) -> Lea
     adapter = prepare_policy(backbone, tuning, seed=config.seed)
     policy = CausalPolicy(backbone, adapter=adapter, temperature=config.rollout.sampling.temperature)
     head = ScalarHead(backbone.hidden_size, seed=5)
-    if isinstance(tuning, FullTuning):
+    if config.critic_kind == "head":
+        critic = ValueModel(backbone, adapter=adapter, head=head, trains_body=False)
+    elif isinstance(tuning, FullTuning):
         critic = ValueModel(load_backbone(config.model), adapter=None, head=head)
     else:
         backbone.adapters.add("critic", tuning, seed=config.seed + 1)

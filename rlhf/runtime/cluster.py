@@ -42,12 +42,18 @@ class _RayFuture:
             raise error.cause from error
         # A lost object is an answer that went down with its node.
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            reason = str(error).splitlines()[0]
-            raise WorkerDiedError(f"actor {self._name} died during {self._method}: {reason}") from error
+            raise WorkerDiedError(f"actor {self._name} died during {self._method}: {_reason(error)}") from error
 
     def when_done(self, notify: Callable[[], None]) -> None:
         # From a thread of Ray's.
         self.reference.future().add_done_callback(lambda _: notify())
+
+
+def _reason(error: ray.exceptions.RayError) -> str:
+    """The one line of Ray's report that says why."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # Where the actor's own code could not be loaded, a traceback follows, whose end is the reason.
+    return lines[-1] if "creation task" in lines[0] else lines[0]
 
 
 class RayWorker:

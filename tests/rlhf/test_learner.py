@@ -48,6 +48,9 @@ AT_REST = {"learning_rate": 1e-30}
 ONE_PASS = {"epochs": 1, "minibatches": 1}
 TOKENS = sum(len(row) for row in ADVANTAGES)
 FULL = {"kind": "full"}
+HEAD = {"critic": {"kind": "head"}}
+BFLOAT16 = {"model": {"tuning": FULL, "dtype": "bfloat16"}}
+VARIANTS = ["lora", "head on the trunk", "full", "full in bfloat16"]
 
 
 @pytest.fixture
@@ -237,13 +240,13 @@ def test_a_sampler_with_other_weights_shows_in_the_first_ratio(settings: dict[st
     assert metrics["policy/first_step_ratio_error"] == pytest.approx(0.25, abs=1e-4)
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("variant", [{}, HEAD, {"model": {"tuning": FULL}}], ids=VARIANTS[:3])
 @pytest.mark.parametrize("mix", ["plain", "ptx"])
 def test_an_update_does_not_depend_on_the_micro_batches(
-    settings: dict[str, Any], tmp_path: Path, tuning: str, mix: str
+    settings: dict[str, Any], tmp_path: Path, variant: dict[str, Any], mix: str
 ) -> None:
     settings = with_ptx(tmp_path, settings) if mix == "ptx" else settings
-    settings = merged(settings, model={"tuning": FULL}) if tuning == "full" else settings
+    settings = merged(settings, **variant)
     # Plain gradient descent with a rate of 2e-4: Adam turns rounding of a gradient near 0 into a step of full size.
     descent = STEP_IS_GRADIENT | {"learning_rate": 2e2}
     settings = merged(settings, optimizer=descent, critic={"optimizer": descent})
@@ -461,10 +464,9 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_loaded_state_continues_bitwise(settings: dict[str, Any], tmp_path: Path, tuning: str) -> None:
-    settings = with_ptx(tmp_path, settings)
-    settings = merged(settings, model={"tuning": FULL}) if tuning == "full" else settings
+@pytest.mark.parametrize("variant", [{}, HEAD, {"model": {"tuning": FULL}}, BFLOAT16], ids=VARIANTS)
+def test_a_loaded_state_continues_bitwise(settings: dict[str, Any], tmp_path: Path, variant: dict[str, Any]) -> None:
+    settings = merged(with_ptx(tmp_path, settings), **variant)
     straight, resumed = learner_of(settings), build_learner(config_of(settings))
     straight.update(experience_for(straight), step=0)
     saved = snapshot(straight, step=1)
