@@ -19,8 +19,8 @@ install: $(INSTALLED)  ## create .venv and install the pinned versions
 quickstart: $(INSTALLED)  ## run the whole chain on the embedded world, in minutes on a CPU
 	$(BIN)/rlhf quickstart $(ARGS)
 
-test: $(INSTALLED)  ## run the default tests (ARGS="-k name" selects)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED)  ## run the default tests in two processes (ARGS="-k name" selects)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: $(INSTALLED)  ## run the slow tests too; those marked gpu and benchmark stay out
 	$(BIN)/python -m pytest -m "not gpu and not benchmark" $(ARGS)

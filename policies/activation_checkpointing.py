@@ -48,7 +48,7 @@ def checkpointing(
     for layer in layers:
         # The layer alone is in train mode, not the modules inside.
         layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = run
+        object.__setattr__(layer, "_gradient_checkpointing_func", run)
     try:
         yield
     finally:

@@ -192,7 +192,9 @@ class _ChosenLogprobs(torch.autograd.Function):
         return chosen, entropy
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
+        ctx: Any, gradient: Tensor, _: Tensor | None
+    ) -> tuple[Tensor, None, None]:
         probabilities, tokens = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
         column = gradient.unsqueeze(1)
         by_logits = probabilities * -column

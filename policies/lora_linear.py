@@ -51,7 +51,8 @@ class FastLoraLinear(lora.Linear):
 
     def _factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A (r, in) and (alpha / r) B (out, r), rounded to `dtype`; gradients reach the float32 weights."""
-        return self.lora_A[name].weight.to(dtype), (self.lora_B[name].weight * self.scaling[name]).to(dtype)
+        down, up = (cast(nn.Linear, factors[name]).weight for factors in (self.lora_A, self.lora_B))
+        return down.to(dtype), (up * self.scaling[name]).to(dtype)
 
 
 class _AdaptedProduct(torch.autograd.Function):
@@ -66,7 +67,9 @@ class _AdaptedProduct(torch.autograd.Function):
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor]:
         rows, weight, down, up, inner = cast(tuple[Tensor, ...], ctx.saved_tensors)
         output_gradient = gradient.reshape(-1, gradient.shape[-1])
         inner_gradient = output_gradient @ up

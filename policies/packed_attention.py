@@ -111,9 +111,9 @@ def attend(
         raise UnsupportedAttentionError(f"{type(module).__name__} {wish}")
     packing.layers.add(id(module))
     # Heads behind tokens for the layout, before them for the products.
-    padded = [packing.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value)]
+    q, k, v = (packing.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return packing.pack(_causal(*padded, scale).transpose(1, 2)), None
+    return packing.pack(_causal(q, k, v, scale).transpose(1, 2)), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -143,13 +143,15 @@ class _CausalProduct(torch.autograd.Function):
         return torch.bmm(probabilities, v).view(query.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, probabilities = cast(tuple[Tensor, ...], ctx.saved_tensors)
         query_shape, key_shape = ctx.shapes
         by_output = gradient.reshape(q.shape)
         by_value = torch.bmm(probabilities.transpose(1, 2), by_output)
         by_probability = torch.bmm(by_output, v.transpose(1, 2))
-        by_score = torch._softmax_backward_data(by_probability, probabilities, -1, v.dtype) * ctx.scale
+        by_score = cast(Any, torch)._softmax_backward_data(by_probability, probabilities, -1, v.dtype) * ctx.scale
         by_query = torch.bmm(by_score, k)
         by_key = torch.bmm(by_score.transpose(1, 2), q)
         return by_query.view(query_shape), by_key.view(key_shape), by_value.view(key_shape), None

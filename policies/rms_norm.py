@@ -21,7 +21,7 @@ def use_fast_norms(model: nn.Module) -> None:
         is_norm = type(layer).__name__.endswith("RMSNorm") and not isinstance(layer, _FastForward)
         if is_norm and _is_plain(layer):
             # A class, because a function set on the object would go on reading its weight in every copy of the model.
-            layer.__class__ = _fast_class(type(layer))
+            cast(Any, layer).__class__ = _fast_class(type(layer))
 
 
 @cache
@@ -53,7 +53,9 @@ class _RmsNorm(torch.autograd.Function):
         return weight * (normalized * scale).to(inputs.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         inputs, weight, scale = cast(tuple[Tensor, Tensor, Tensor], ctx.saved_tensors)
         normalized = inputs.float() * scale
         by_weight = None

@@ -367,8 +367,8 @@ class PpoConfig(StageConfig):
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one forward and backward pass, with padding where the architecture cannot leave it out."""
     activation_checkpointing: bool = False
-    """Computes the activations of a layer again in the backward pass instead of keeping them: less memory, and an update
-    that takes a third more time with full tuning, a half with LoRA."""
+    """Computes the activations of a layer again in the backward pass instead of keeping them: less memory, and updates
+    that take a third more time with full tuning, a half with LoRA."""
     sample_prompts: int = Field(default=8, ge=0)
     """Fixed prompts of `data.eval` whose answers are logged through training."""
     sample_every_steps: int = Field(default=10, ge=1)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ def write_model(folder: Path, shape: Shape) -> str:
         eos_token_id=shape.vocabulary - 1,
         pad_token_id=shape.vocabulary - 2,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    cast(Any, LlamaForCausalLM(config)).to(torch.bfloat16).save_pretrained(folder)
     words = {f"w{i}": i for i in range(shape.vocabulary - 2)}
     special = {"<pad>": shape.vocabulary - 2, "<eos>": shape.vocabulary - 1}
     tokenizer = Tokenizer(models.WordLevel(words | special, unk_token="w0"))

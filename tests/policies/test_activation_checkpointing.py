@@ -1,3 +1,6 @@
+# torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportCallIssue=false, reportReturnType=false
 """Layers computed again in the backward pass: the same gradients, whatever was switched in between."""
 
 from collections.abc import Callable

@@ -1,3 +1,6 @@
+# torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportCallIssue=false, reportReturnType=false
 """Rows packed into one: the same states and gradients as padded rows, for every architecture that can."""
 
 import math

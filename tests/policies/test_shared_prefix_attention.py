@@ -1,3 +1,6 @@
+# torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportCallIssue=false, reportReturnType=false
 """A packed row gives each sequence the hidden states and gradients that it has alone."""
 
 import numpy as np

@@ -1,3 +1,6 @@
+# torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportCallIssue=false, reportReturnType=false
 """Groups of sequences get the scores, and give the gradients, that their sequences have one by one."""
 
 import numpy as np

@@ -1,3 +1,5 @@
+# torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
 """Passes over the trunk in an update: one for both losses where they share it, and what may be left out or repeated."""
 
 from collections.abc import Mapping

@@ -1,3 +1,6 @@
+# torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
+# pyright: reportCallIssue=false, reportReturnType=false
 """AdamW on bfloat16 weights: the float32 masters behind them, and what a gradient sums up to."""
 
 from typing import Any
