@@ -557,7 +557,7 @@ class QuickstartConfig(StrictModel):
     """Demonstrations of SFT."""
     pretrain_steps: int = Field(default=1100, ge=1)
     """Optimizer steps of pretraining."""
-    ppo_steps: int = Field(default=20, ge=1)
+    ppo_steps: int = Field(default=14, ge=1)
     """Steps of PPO and of PPO-ptx."""
     comparisons: int = Field(default=950, ge=50)
     """Prompts that the simulated labelers rank."""
