@@ -9,7 +9,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 PACKAGES := policies reward rollout rlhf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all test-vllm bench-rollout bench-reward bench-kwise lint format readme clean
+.PHONY: help install quickstart test test-all test-vllm bench-rollout bench-reward bench-kwise bench-ppo lint format readme clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F: '{printf "  make %-13s%s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ bench-reward: $(INSTALLED)  ## measure reward training against TRL (some minutes
 
 bench-kwise: $(INSTALLED)  ## measure K-wise training against the same rankings as separate pairs
 	$(BIN)/python -m tests.benchmarks.bench_kwise $(ARGS)
+
+bench-ppo: $(INSTALLED)  ## measure PPO steps against TRL 1.12.0 (some 20 minutes; ARGS="--cases lora --repeats 1")
+	$(BIN)/python -m tests.benchmarks.bench_ppo $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check $(PACKAGES) tests

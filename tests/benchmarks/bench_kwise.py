@@ -41,7 +41,7 @@ def main() -> int:
         sys.stderr.write(f"error: no data at {source.resolve()}; the comparison reads it from there\n")
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        rows = _readable_rows(source, options.prompts)
+        rows = _short_rows(source, options)
         train = {"kwise": Path(folder) / "kwise.jsonl", "pairs": Path(folder) / "pairs.jsonl"}
         pairs = [pair for row in rows for pair in _pairs_of(row)]
         for side, written in (("kwise", rows), ("pairs", pairs)):
@@ -83,11 +83,11 @@ def _train(
     return found
 
 
-def _readable_rows(source: Path, count: int) -> list[dict[str, Any]]:
-    """The first rows whose answers are short enough to be read whole, by either side."""
-    lines = gzip.decompress(source.read_bytes()).decode().splitlines()
-    rows = [row for row in map(json.loads, lines) if max(len(r["text"]) for r in row["responses"]) <= 700]
-    return [{name: row[name] for name in ("prompt", "responses", "ranking")} for row in rows[:count]]
+def _short_rows(source: Path, options: Namespace) -> list[dict[str, Any]]:
+    """The first rows with short answers alone: both sides read them whole, and the comparison takes minutes."""
+    rows = map(json.loads, gzip.decompress(source.read_bytes()).decode().splitlines())
+    short = [row for row in rows if max(len(r["text"]) for r in row["responses"]) <= options.answer_characters]
+    return [{name: row[name] for name in ("prompt", "responses", "ranking")} for row in short[: options.prompts]]
 
 
 def _pairs_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -125,7 +125,8 @@ def _write(runs: list[dict[str, Any]], options: Namespace, *, prompts: int, pair
 def _options() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--prompts", type=int, default=200, help="rankings to train on")
+    parser.add_argument("--prompts", type=int, default=150, help="rankings to train on, at most")
+    parser.add_argument("--answer-characters", type=int, default=400, help="of the longest answer, at most")
     parser.add_argument("--prompts-per-step", type=int, default=4)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
