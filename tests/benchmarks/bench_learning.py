@@ -52,7 +52,7 @@ def main() -> None:
 
 def _curves(options: argparse.Namespace, side: str, seed: int, rate: float) -> dict[str, list[float]]:
     run_dir = options.runs.resolve() / f"{side}-{rate:g}-seed-{seed}"
-    config = run_dir.with_suffix(".yaml")
+    config = Path(f"{run_dir}.yaml")
     config.write_text(yaml.safe_dump(_settings(options, run_dir, seed, rate)), encoding="utf-8")
     root = Path(__file__).resolve().parents[2]
     command = {
@@ -62,7 +62,7 @@ def _curves(options: argparse.Namespace, side: str, seed: int, rate: float) -> d
     offline = {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONPATH": str(root)}
     # The paths in the configuration are relative to where the quickstart ran.
     where = options.quickstart.resolve().parents[1]
-    with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
+    with Path(f"{run_dir}.log").open("w", encoding="utf-8") as log:
         subprocess.run(
             [sys.executable, *command[side]], cwd=where, env=os.environ | offline, stdout=log, stderr=log, check=True
         )

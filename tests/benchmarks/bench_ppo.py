@@ -37,8 +37,12 @@ COMPARISONS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full", {}),
     "lora_ragged": ("lora_ragged", {"critic": {"kind": "adapter"}}),
     "lora_head_critic": ("lora", {"critic": {"kind": "head"}}),
+    "full_masters": ("full", {}),
 }
 """Name -> case of the workload, and what changes in our configuration."""
+PEER_DTYPES = {"full_masters": "amp"}
+"""TRL in pure bfloat16 loses most updates of a weight to rounding; with float32 weights and autocast it keeps them, as we
+do."""
 TARGETS = {"lora": 4.0, "full": 1.5, "lora_ragged": 6.0}
 """Samples per second, ours / TRL."""
 
@@ -78,14 +82,14 @@ def _rounds(name: str, shape: Shape, folder: Path, options: argparse.Namespace) 
     _run([*workload, "prepare", *flags, str(ours)], options)
     rows: list[dict[str, Any]] = []
     for _ in range(options.repeats):
-        trl = _peer(case, shape, folder, options)
+        trl = _peer(name, shape, folder, options)
         _run([*workload, "run", "--threads", str(options.threads), str(ours)], options)
         rows.append({"ours": json.loads((ours / "measured.json").read_text(encoding="utf-8")), "trl": trl})
     return rows
 
 
-def _peer(case: str, shape: Shape, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    report = folder / "peer.json"
+def _peer(name: str, shape: Shape, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    case, report = CASES[COMPARISONS[name][0]], folder / "peer.json"
     settings = {
         "trl-path": options.peer_library,
         "hidden": shape.hidden,
@@ -96,8 +100,8 @@ def _peer(case: str, shape: Shape, folder: Path, options: argparse.Namespace) ->
         "batch": shape.samples,
         "ppo-epochs": shape.epochs,
         "minibatches": MINIBATCHES,
-        "dtype": "bf16",
-        "lora": LORA_RANK if CASES[case].lora else 0,
+        "dtype": PEER_DTYPES.get(name, "bf16"),
+        "lora": LORA_RANK if case.lora else 0,
         "iters": options.steps,
         "warmup": WARMUP_STEPS,
         "threads": options.threads,
@@ -105,7 +109,7 @@ def _peer(case: str, shape: Shape, folder: Path, options: argparse.Namespace) ->
         "json": report,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    _run([str(options.peer), *flags, *(["--varied-prompts"] if CASES[case].ragged else [])], options)
+    _run([str(options.peer), *flags, *(["--varied-prompts"] if case.ragged else [])], options)
     found = json.loads(report.read_text(encoding="utf-8"))
     return {
         "seconds": {
