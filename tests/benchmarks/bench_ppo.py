@@ -41,8 +41,7 @@ COMPARISONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> case of the workload, and what changes in our configuration."""
 PEER_DTYPES = {"full_masters": "amp"}
-"""TRL in pure bfloat16 loses most updates of a weight to rounding; with float32 weights and autocast it keeps them, as we
-do."""
+"""TRL in pure bfloat16 loses most updates of a weight to rounding. With float32 weights it keeps them, as we do."""
 TARGETS = {"lora": 4.0, "full": 1.5, "lora_ragged": 6.0}
 """Samples per second, ours / TRL."""
 
