@@ -22,8 +22,10 @@ ROWS = (0, 1, 2, 1, 0, 2, 1)
 FULL = {"kind": "full"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora, adapter critic": {},
-    "lora, head on the trunk": {"critic": {"kind": "head"}},
     "full, second model": {"model": {"tuning": FULL}},
+}
+MORE_VARIANTS: dict[str, dict[str, Any]] = {
+    "lora, head on the trunk": {"critic": {"kind": "head"}},
     "full, head on the trunk": {"model": {"tuning": FULL}, "critic": {"kind": "head"}},
     "full, checkpointed, more ranks than rows": {
         "model": {"tuning": FULL},
@@ -75,17 +77,26 @@ def assert_alike(one: Outcome, others: Sequence[Outcome], *, tolerance: float = 
         assert torch.allclose(state[name], tensor, atol=tolerance), name
 
 
-@pytest.mark.parametrize("is_sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_two_ranks_give_the_numbers_of_one(
-    ranks: RankProcesses, settings: dict[str, Any], changes: dict[str, Any], *, is_sharded: bool
+    ranks: RankProcesses, settings: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     settings = merged(settings, **changes)
     experience = experience_of(settings)
     one = rank_tasks.update_twice(ALONE, settings, experience, is_sharded=False)
-    assert_alike(one, ranks.run(rank_tasks.update_twice, settings, experience, is_sharded=is_sharded))
+    for is_sharded in (False, True):
+        assert_alike(one, ranks.run(rank_tasks.update_twice, settings, experience, is_sharded=is_sharded))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", MORE_VARIANTS.values(), ids=MORE_VARIANTS)
+def test_two_ranks_give_the_numbers_of_one_with_every_option(
+    ranks: RankProcesses, settings: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    test_two_ranks_give_the_numbers_of_one(ranks, settings, changes)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_sharded", [False, True], ids=["whole", "sharded"])
 def test_bfloat16_weights_move_as_their_float32_masters_on_two_ranks(
     ranks: RankProcesses, settings: dict[str, Any], *, is_sharded: bool
@@ -102,6 +113,7 @@ def test_bfloat16_weights_move_as_their_float32_masters_on_two_ranks(
     assert any(name.endswith("/residual") for name in first.state.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("tuning", [{"kind": "lora", "rank": 2}, FULL], ids=["lora", "full"])
 def test_a_state_moves_between_any_numbers_of_ranks(
@@ -130,8 +142,15 @@ def test_every_rank_stops_at_a_loss_that_is_no_number(ranks: RankProcesses, sett
         assert is_unmoved
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-@pytest.mark.parametrize("tuning", [{"kind": "lora", "rank": 2}, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    ("tuning", "sharding"),
+    [
+        pytest.param({"kind": "lora", "rank": 2}, "none", marks=pytest.mark.slow, id="lora, whole"),
+        pytest.param({"kind": "lora", "rank": 2}, "full", marks=pytest.mark.slow, id="lora, sharded"),
+        pytest.param(FULL, "none", marks=pytest.mark.slow, id="full, whole"),
+        pytest.param(FULL, "full", id="full, sharded"),
+    ],
+)
 def test_what_ranks_publish_and_save_is_whole(
     ranks: RankProcesses, settings: dict[str, Any], tuning: dict[str, Any], sharding: str, tmp_path: Path
 ) -> None:
