@@ -12,5 +12,6 @@ causal         the trainable policy
 reference      the frozen reference
 scalar_head    backbone + one linear output, shared by value and reward models
 value          per-token values
+sharding       decoder layers cut over processes
 checkpoint     weights + tokenizer + metadata, written atomically
 """

@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from policies.checkpoint import load_metadata, save_adapter
 from policies.config import LoraTuning
 from policies.lora_linear import use_fast_products
+from policies.sharding import copy_whole_
 
 _SAMPLES_PER_TENSOR = 4096
 _PEFT_PREFIX = "base_model.model."
@@ -50,6 +51,16 @@ class AdapterSet:
         self._parameters: dict[str, list[tuple[str, Parameter]]] = {}
         self._active: str | None = None
         self._merged: str | None = None
+        self._kept_fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the base weights (`base_fingerprint`): as they are now, or as `keep_fingerprint` found them."""
+        return self._kept_fingerprint or base_fingerprint(self.model)
+
+    def keep_fingerprint(self) -> None:
+        """Reads the fingerprint for the last time: the base is about to be cut into parts, and stays what it is."""
+        self._kept_fingerprint = base_fingerprint(self.model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -219,7 +230,7 @@ class AdapterSet:
             )  # A set: its order would change the file's bytes.
         config.save_pretrained(str(folder))
         save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        return {"base_fingerprint": base_fingerprint(self.model)}
+        return {"base_fingerprint": self.fingerprint}
 
     def merged_model(self, name: str | None) -> PreTrainedModel:
         """A plain float32 copy of the base with the adapter merged in, W + (alpha / rank) B A; None merges nothing."""
@@ -245,7 +256,7 @@ class AdapterSet:
         if recorded is None:
             logger.warning("adapter %s does not record its base; whether it fits this one cannot be checked", folder)
             return
-        fingerprint = base_fingerprint(self.model)
+        fingerprint = self.fingerprint
         if recorded != fingerprint:
             raise ValueError(
                 f"adapter {str(folder)!r} was trained on a base with fingerprint {recorded}, but "
@@ -354,7 +365,7 @@ def copy_exactly(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
                 f"{what}: {name} has shape {tuple(tensors[name].shape)}; {tuple(parameter.shape)} is needed"
             )
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+        copy_whole_(parameter, tensors[name])
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:

@@ -63,9 +63,21 @@ def restore_interrupted(folder: str | Path) -> None:
 
 
 def save_model(
-    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: Mapping[str, Any]
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    metadata: Mapping[str, Any],
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes an ordinary Hugging Face folder (safetensors and tokenizer) with our metadata beside it.
+
+    Args:
+        folder: Where to.
+        model: The model.
+        tokenizer: Its tokenizer.
+        metadata: The note beside them.
+        tensors: The model's state by name, where the model itself holds a part of it; None takes the model's own.
 
     Raises:
         ValueError: if adapters hang on the model; its tensors would have names no other library finds.
@@ -75,7 +87,7 @@ def save_model(
             "the model carries adapters; save `AdapterSet.merged_model(name)`, or the adapter with `save_adapter`"
         )
     with atomic_folder(folder) as aside:
-        model.save_pretrained(aside)
+        model.save_pretrained(aside, state_dict=None if tensors is None else dict(tensors))
         tokenizer.save_pretrained(aside)
         _write_metadata(aside, metadata)
 

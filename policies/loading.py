@@ -26,12 +26,13 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.activation_checkpointing import checkpointed_layers, checkpointing
-from policies.adapters import AdapterSet, base_fingerprint, base_parameters, copy_exactly
+from policies.adapters import AdapterSet, base_parameters, copy_exactly
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
 from policies.logprobs import response_states
 from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
 from policies.rms_norm import use_fast_norms
 from policies.sequences import SequenceBatch
+from policies.sharding import shard_layers
 from policies.sources import resolve_source, unreachable
 from policies.tokenization import load_tokenizer
 
@@ -100,8 +101,8 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the base weights as they are now (`policies.adapters.base_fingerprint`); reads all of them."""
-        return base_fingerprint(self.model)
+        """Identity of the base weights (`policies.adapters.base_fingerprint`); reads all of them."""
+        return self.adapters.fingerprint
 
     def hidden_states(
         self,
@@ -171,6 +172,20 @@ class Backbone:
             ValueError: the architecture does not support it.
         """
         self._checkpointed = checkpointed_layers(self.model)
+
+    def shard(self, device: torch.device) -> None:
+        """Cuts the layers over the processes of the default group (`policies.sharding`) and moves to `device`.
+
+        To be called once, when all adapters are there and before anything trains; adapters stay whole.
+
+        Raises:
+            ValueError: the architecture has no layers that are known as such.
+        """
+        adapters = self.adapters
+        adapters.keep_fingerprint()
+        whole = {parameter for name in adapters.names for _, parameter in adapters.parameters(name)}
+        shard_layers(self.model, whole_parameters=whole, device=device)
+        self.device = device
 
     def trainable(self, adapter: str | None, *, body_only: bool = False) -> list[tuple[str, Parameter]]:
         """Lets gradients into one adapter, or into the model itself, and returns what trains.

@@ -2,12 +2,13 @@
 
 Owns epochs, minibatches, micro-batches by token budget, the PPO-ptx mix and the optimizer steps. It samples nothing,
 scores nothing and knows no Ray. Losses are normalised by the token count of their minibatch, so gradients do not depend
-on how samples fall into micro-batches.
+on how samples fall into micro-batches, nor on how many ranks share them: every rank is called with the same arguments,
+computes its rows of each minibatch, and takes the same step on the sum of all gradients.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.causal import CausalPolicy
-from policies.sequences import SequenceBatch, evaluate_in_micro_batches, micro_batches, pad_sequences, pad_texts
+from policies.sequences import SequenceBatch, evaluate_in_micro_batches, pad_sequences
+from policies.sharding import whole_tensors
 from policies.value import ValueModel
 from rlhf.algorithms.language_model_losses import ptx_loss
 from rlhf.algorithms.masked import zero_outside
@@ -25,12 +27,23 @@ from rlhf.algorithms.value_losses import clipped_value_loss
 from rlhf.config import AlgorithmConfig, PpoConfig
 from rlhf.experience import Experience
 from rlhf.optimization import NonFiniteLossError, require_finite
+from rlhf.row_shares import RowShare, share_rows
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import TrainingState, with_owner
 from rlhf.text_stream import TextStream, perplexity
 from rlhf.trained_model import TrainedModel
 from rollout.types import PerToken, TokenIds
 
 Sums = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """Rows of one pass, by their index in the minibatch; a ghost is a pass of zero weight (see `row_shares`)."""
+
+    indices: list[int]
+    batch: SequenceBatch
+    is_ghost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +66,30 @@ class Learner:
             pass, or it shares no trainable parameter with the policy.
         config: The run's configuration; `algorithm`, the optimizers, `micro_batch_tokens`, `steps` and `seed` are read.
         ptx: Pretraining text; required exactly when `algorithm.ptx` is set.
+        ranks: Those that compute each update together; all are built and called alike.
     """
 
     def __init__(
-        self, policy: CausalPolicy, critic: ValueModel, *, config: PpoConfig, ptx: TextStream | None = None
+        self,
+        policy: CausalPolicy,
+        critic: ValueModel,
+        *,
+        config: PpoConfig,
+        ptx: TextStream | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         assert (ptx is None) == (config.algorithm.ptx is None), "a pretraining stream belongs to algorithm.ptx"
-        self._policy, self._critic, self._ptx = policy, critic, ptx
+        self._policy, self._critic, self._ptx, self._ranks = policy, critic, ptx, ranks
         self._algorithm: AlgorithmConfig = config.algorithm
         self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
         if config.activation_checkpointing:
             for backbone in {policy.backbone, critic.backbone}:
                 backbone.checkpoint_activations()
         updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
-        self._policy_training = TrainedModel("policy", policy.trainable(), config.optimizer, updates)
-        self._critic_training = TrainedModel("critic", critic.trainable(), config.critic.optimizer, updates)
+        self._policy_training = TrainedModel("policy", policy.trainable(), config.optimizer, updates, ranks=ranks)
+        self._critic_training = TrainedModel(
+            "critic", critic.trainable(), config.critic.optimizer, updates, ranks=ranks
+        )
 
     def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Value before each response token, (R_i,) float32 in reward units."""
@@ -108,15 +130,18 @@ class Learner:
         return metrics | {"policy/first_step_ratio_error": history[0]["policy/ratio_error_max"]}
 
     def publish(self) -> dict[str, Tensor]:
-        """The policy weights that rollout workers need: the adapter's, or all of them."""
+        """The policy weights that rollout workers need: the adapter's, or all of them; cut where layers are."""
         return self._policy.weights()
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """Exp of the mean next-token loss over held-out text, at temperature 1: the alignment tax while training."""
-        return perplexity(self._policy, texts, micro_batch_tokens=self._budget)
+        return perplexity(self._policy, texts, micro_batch_tokens=self._budget, ranks=self._ranks)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything of the learner that decides the next number: tensors, which share its memory, and plain values."""
+        """Everything of the learner that decides the next number: tensors, which share its memory, and plain values.
+
+        Where layers are cut, the first rank has the whole tensors, copied to the CPU one by one, and the others none.
+        """
         tensors = {
             **with_owner("policy", self._policy.weights()),
             **with_owner("critic", self._critic.state()),
@@ -128,7 +153,7 @@ class Learner:
             "critic_updates": self._critic_training.steps_done,
             "ptx": None if self._ptx is None else self._ptx.state_dict(),
         }
-        return tensors, values
+        return whole_tensors(tensors, keep=self._ranks.is_first), values
 
     def load_state(self, state: TrainingState) -> None:
         """Continues from `state`; `state.values["learner"]` holds the plain values."""
@@ -144,15 +169,20 @@ class Learner:
         self, compute: Callable[[SequenceBatch], Tensor], prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
     ) -> list[PerToken]:
         """`compute` maps a micro-batch to (M, R); its rows come back ragged, in the order of `responses`."""
-        return evaluate_in_micro_batches(
+        share = self._share(prompts, responses)
+        own = evaluate_in_micro_batches(
             compute,
-            prompts,
-            responses,
+            [prompts[i] for i in share.rows],
+            [responses[i] for i in share.rows],
             token_budget=self._budget,
             pad_id=self._backbone.pad_id,
             device=self._backbone.device,
             counts_padding=not self._backbone.packs_rows,
         )
+        with torch.no_grad():
+            for _ in range(share.ghosts):
+                compute(self._pad(prompts, responses, [share.ghost_row]))
+        return self._ranks.join_rows(dict(zip(share.rows, own, strict=True)), [len(row) for row in responses])
 
     def _skip(self, minibatches: int) -> int:
         """Lets the schedules pass over minibatches that are not taken: the rate reaches 0 with the run's last step."""
@@ -184,17 +214,20 @@ class Learner:
         token_count = sum(len(response) for response in responses)
         totals: Sums = {}
         padding: list[tuple[int, int]] = []
-        for indices, batch in self._micro_batches(prompts, responses):
-            chosen = [rows[i] for i in indices]
-            columns = _columns(experience, proximal, chosen, batch)
-            importance = None if weights is None else _pad_like([weights[i] for i in chosen], batch)
+        for part in self._micro_batches(prompts, responses):
+            chosen = [rows[i] for i in part.indices]
+            columns = _columns(experience, proximal, chosen, part.batch)
+            importance = None if weights is None else _pad_like([weights[i] for i in chosen], part.batch)
             _add(totals, self._backward(columns, importance, token_count))
-            real = int(batch.attention_mask.sum())
-            padding.append((real if self._backbone.packs_rows else batch.input_ids.numel(), real))
-        metrics = _to_floats(totals)
+            real = int(part.batch.attention_mask.sum())
+            computed = real if self._backbone.packs_rows else part.batch.input_ids.numel()
+            padding.append((computed, 0 if part.is_ghost else real))
+        metrics = _to_floats(_over_ranks(totals, self._ranks))
+        self._policy_training.sum_gradients()
+        self._critic_training.sum_gradients()
         metrics |= self._ptx_backward()
         metrics |= self._step(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0), metrics["loss/value"])
-        computed, needed = map(sum, zip(*padding, strict=True))
+        computed, needed = self._ranks.total(*map(sum, zip(*padding, strict=True)))
         metrics["perf/padding_waste"] = 1.0 - needed / computed
         return metrics
 
@@ -277,38 +310,51 @@ class Learner:
             self._ptx.next(self._algorithm.ptx.sequences_per_minibatch), self._algorithm.ptx.coefficient
         )
         after = self._policy_training.gradients()
-        ptx_norm = torch.stack([(b - a).square().sum() for a, b in zip(before, after, strict=True)]).sum().sqrt()
-        ppo_norm = torch.stack([a.square().sum() for a in before]).sum().sqrt()
+        ptx_norm = self._policy_training.norm([b - a for a, b in zip(before, after, strict=True)])
+        ppo_norm = self._policy_training.norm(before)
         ratio = ptx_norm / ppo_norm.clamp(min=1e-12)
         return _to_floats({"loss/ptx": loss, "policy/ptx_gradient_ratio": ratio})
 
     def _text_backward(self, texts: Sequence[TokenIds], coefficient: float) -> Tensor:
-        """Loss of all texts; the gradient of `coefficient` times it is added."""
+        """Loss of all texts; the gradient of `coefficient` times it is added to the sum that all ranks have."""
         predicted = sum(len(text) - 1 for text in texts)
         total = torch.zeros((), device=self._backbone.device)
-        for indices in self._groups([len(text) for text in texts]):
-            batch = pad_texts([texts[i] for i in indices], pad_id=self._backbone.pad_id, device=self._backbone.device)
+        self._policy_training.leave_sum_to_first_rank()
+        # The first token of a text is its prompt (see `policies.sequences.pad_texts`).
+        for part in self._micro_batches([text[:1] for text in texts], [text[1:] for text in texts]):
             self._collect_gradients()
-            loss, _ = ptx_loss(-self._policy.text_nll(batch), batch.response_mask, predicted)
+            loss, _ = ptx_loss(-self._policy.text_nll(part.batch), part.batch.response_mask, predicted)
             (coefficient * loss).backward()
             total += loss.detach()
+        self._policy_training.sum_gradients()
+        self._ranks.add_up(total)
         return total
 
-    def _micro_batches(
-        self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
-    ) -> Iterator[tuple[list[int], SequenceBatch]]:
-        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        for indices in self._groups(lengths):
-            batch = pad_sequences(
-                [prompts[i] for i in indices],
-                [responses[i] for i in indices],
-                pad_id=self._backbone.pad_id,
-                device=self._backbone.device,
-            )
-            yield indices, batch
+    def _micro_batches(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Iterator[_MicroBatch]:
+        """The passes of this rank over a minibatch; every rank has as many."""
+        share = self._share(prompts, responses)
+        for indices in share.groups:
+            yield _MicroBatch(indices, self._pad(prompts, responses, indices))
+        for _ in range(share.ghosts):
+            yield self._ghost(prompts, responses, share)
 
-    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        return micro_batches(lengths, self._budget, counts_padding=not self._backbone.packs_rows)
+    def _ghost(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds], share: RowShare) -> _MicroBatch:
+        batch = self._pad(prompts, responses, [share.ghost_row])
+        silent = replace(batch, response_mask=torch.zeros_like(batch.response_mask))
+        return _MicroBatch([share.ghost_row], silent, is_ghost=True)
+
+    def _pad(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds], indices: Sequence[int]) -> SequenceBatch:
+        return pad_sequences(
+            [prompts[i] for i in indices],
+            [responses[i] for i in indices],
+            pad_id=self._backbone.pad_id,
+            device=self._backbone.device,
+        )
+
+    def _share(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> RowShare:
+        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+        counts_padding = not self._backbone.packs_rows
+        return share_rows(lengths, self._ranks, token_budget=self._budget, counts_padding=counts_padding)
 
 
 def _columns(experience: Experience, proximal: Sequence[PerToken], rows: list[int], batch: SequenceBatch) -> _Padded:
@@ -345,6 +391,19 @@ def _add(totals: Sums, metrics: Sums) -> None:
             totals[name] = value
         else:
             totals[name] = torch.maximum(totals[name], value) if _is_maximum(name) else totals[name] + value
+
+
+def _over_ranks(totals: Sums, ranks: Ranks) -> Sums:
+    """What `_add` has gathered on each rank, of all of them."""
+    if ranks.is_alone:
+        return totals
+    sums = [name for name in totals if not _is_maximum(name)]
+    maxima = [name for name in totals if _is_maximum(name)]
+    added, greatest = (torch.stack([totals[name].float() for name in names]) for names in (sums, maxima))
+    ranks.add_up(added)
+    ranks.maximum(greatest)
+    combined = dict(zip([*sums, *maxima], [*added, *greatest], strict=True))
+    return {name: combined[name] for name in totals}
 
 
 def _to_floats(tensors: Sums) -> dict[str, float]:

@@ -16,6 +16,7 @@ from rlhf.config import OptimizerConfig
 from rlhf.mixed_precision_adamw import MixedPrecisionAdamW
 
 Schedule = Callable[[int], float]
+NormOf = Callable[[Sequence[nn.Parameter]], torch.Tensor]
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 
 COSINE_FLOOR = 0.1
@@ -121,15 +122,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     return optimizer.param_groups[0]["lr"]
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """L2 norm of all gradients together, a float32 scalar; 0 where there is none."""
+    # One by one, because torch returns the norm of a bfloat16 gradient in bfloat16.
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(norms)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_grad_norm: float, *, norm_of: NormOf = gradient_norm) -> float:
     """Scale the optimizer's gradients down to a global L2 norm of at most `max_grad_norm`; returns the norm before.
 
     Gradients whose norm is not finite stay as they are: scaled by it all of them would be NaN, and none could be named.
+
+    Args:
+        optimizer: From `build_optimizer`.
+        max_grad_norm: See above.
+        norm_of: The norm, where the optimizer holds only parts of what trains.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # One by one, because torch returns the norm of a bfloat16 gradient in bfloat16.
-    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(norms)
+    norm = norm_of(parameters)
     if math.isfinite(value := norm.item()):
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     return value
@@ -174,6 +185,7 @@ def optimizer_step(
     *,
     step: int,
     loss: float,
+    norm_of: NormOf = gradient_norm,
 ) -> StepResult:
     """Check, clip and apply the accumulated gradients, then clear them.
 
@@ -186,12 +198,13 @@ def optimizer_step(
         named_parameters: What trains, in the model's order, to name the tensor that is not finite.
         step: Index of this step, from 0.
         loss: Loss of the whole step, for the check.
+        norm_of: See `clip_gradients`.
 
     Raises:
         NonFiniteLossError: If `loss` or the gradient norm is NaN or infinite.
     """
     learning_rate = set_learning_rate(optimizer, schedule(step))
-    grad_norm = clip_gradients(optimizer, config.max_grad_norm)
+    grad_norm = clip_gradients(optimizer, config.max_grad_norm, norm_of=norm_of)
     require_finite(step, named_parameters, loss=loss, grad_norm=grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

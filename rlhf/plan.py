@@ -25,6 +25,6 @@ def describe_placement(config: PpoConfig) -> list[str]:
         refuse_impossible([seat.resources for seat in seats.values()], offered)
     return [
         f"placement: {placement.kind} on {where}",
-        *(f"  actor {name}: {', '.join(seat.roles)}; reserves {seat.resources}" for name, seat in seats.items()),
+        *(f"  actor {name}: {seat}" for name, seat in seats.items()),
         step,
     ]

@@ -14,9 +14,11 @@ import numpy as np
 
 from reward.interface import RewardFailure, RewardOutput, RewardRequest
 from rlhf.config import PpoConfig
+from rlhf.learner_group import LearnerRank, join_group
 from rlhf.roles import RoleHost
 from rlhf.runtime.config import InProcessPlacement, SplitPlacement
-from rlhf.runtime.placement import ALL_ROLES, RoleName, Seat, seats_of
+from rlhf.runtime.distributed import Ranks
+from rlhf.runtime.placement import ALL_ROLES, RoleName, Seat, largest_node, seats_of
 from rlhf.runtime.workers import LocalWorker, fan_out
 from rollout.calls import WorkerHandle
 from rollout.generation import repeat_prompts
@@ -58,7 +60,7 @@ class RoleGroups:
         rollout: Workers that generate.
         reward: Workers that score.
         reference: Workers that hold the reference.
-        learner: The worker that trains.
+        learner: The worker that trains, or the handle of several ranks.
         share_weights: Rollout samples from the learner's own tensors, so a sync moves none.
         timeout_seconds: Longest wait for one call to reward, reference or learner.
         canary_tolerance: Nats; a larger gap between sampler and learner means that they do not hold the same weights.
@@ -190,26 +192,33 @@ def open_roles(config: PpoConfig) -> Iterator[RoleGroups]:
         return
     from rlhf.runtime.cluster import (  # noqa: PLC0415 - Ray need not be installed for roles in this process
         ActorRequest,
+        node_resources,
+        put_once,
         ray_cluster,
         ray_workers,
     )
 
     placement = config.placement
     with ray_cluster(placement.address) as offered:
-        seats = seats_of(placement, offered)
-        requests = [
-            ActorRequest(name, seat.resources, RoleHost, _host_arguments(config, seat)) for name, seat in seats.items()
-        ]
+        # An actor cannot be larger than a node.
+        seats = seats_of(placement, largest_node(node_resources()))
+        requests = [ActorRequest(name, seat.resources, *_object_for(config, seat)) for name, seat in seats.items()]
         with ray_workers(requests, offered, timeout_seconds=placement.timeout_seconds) as workers:
             by_role: dict[RoleName, Sequence[WorkerHandle]] = {
                 role: [w for w, seat in zip(workers, seats.values(), strict=True) if role in seat.roles]
                 for role in ALL_ROLES
             }
+            if isinstance(placement, SplitPlacement) and placement.learner.workers > 1:
+                by_role["learner"] = [join_group(by_role["learner"], placement, share=put_once)]
             yield _groups(config, by_role, timeout_seconds=placement.timeout_seconds)
 
 
-def _host_arguments(config: PpoConfig, seat: Seat) -> dict[str, Any]:
-    return {"config": config, "roles": seat.roles, "threads": max(1, int(seat.resources.cpus))}
+def _object_for(config: PpoConfig, seat: Seat) -> tuple[Callable[..., object], dict[str, Any]]:
+    """What an actor hosts, as the function that builds it and its keywords."""
+    keywords: dict[str, Any] = {"config": config, "threads": max(1, int(seat.resources.cpus))}
+    if seat.ranks is not None:
+        return LearnerRank, {**keywords, "ranks": Ranks(*seat.ranks)}
+    return RoleHost, {**keywords, "roles": seat.roles}
 
 
 def _groups(

@@ -12,9 +12,11 @@ import torch
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
 from policies.config import LoraTuning
-from policies.loading import REFERENCE_ADAPTER, load_backbone, prepare_policy
+from policies.loading import REFERENCE_ADAPTER, load_backbone, prepare_policy, resolve_device
 from policies.reference import ReferencePolicy
+from policies.sharding import whole, whole_tensors
 from policies.tokenization import load_tokenizer
+from policies.value import ValueModel
 from reward.composite import build_reward
 from reward.worker import RewardWorker
 from rlhf.config import PpoConfig, PpoDataConfig
@@ -22,6 +24,8 @@ from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
 from rlhf.learner import Learner
+from rlhf.runtime.config import SplitPlacement
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
@@ -48,18 +52,24 @@ class RoleHost:
         config: The run's configuration.
         roles: Which ones to build.
         threads: torch threads of this process; None leaves torch's own choice.
+        ranks: The learner's, where it is one of several; all of them are called alike (`rlhf.learner_group`).
     """
 
-    def __init__(self, config: PpoConfig, roles: Sequence[RoleName], *, threads: int | None = None) -> None:
+    def __init__(
+        self, config: PpoConfig, roles: Sequence[RoleName], *, threads: int | None = None, ranks: Ranks = ALONE
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._config = config
+        self._config, self._ranks = config, ranks
+        self._is_sharded = not ranks.is_alone and _shards_layers(config)
         self._packed: WeightUpdate | None = None
         engine = config.rollout.engine
         if "rollout" in roles and isinstance(engine, VllmEngineConfig):
             self._rollout = RolloutWorker(vllm_generator(config.model, config.rollout.sampling, engine))
             roles = [role for role in roles if role != "rollout"]
-        backbone = load_backbone(config.model) if set(roles) - {"reward"} else None
+        # What is too large for one device is cut on its way there.
+        device = "cpu" if self._is_sharded else None
+        backbone = load_backbone(config.model, device=device) if set(roles) - {"reward"} else None
         if "reward" in roles:
             tokenizer = backbone.tokenizer if backbone is not None else load_tokenizer(config.model)
             # A base that trains would change under the reward model's adapter.
@@ -104,7 +114,16 @@ class RoleHost:
                 packing=config.algorithm.ptx.packing,
             )
         critic = build_critic(config, self._backbone, policy_adapter=self._adapter)
-        return Learner(self._causal_policy(), critic, config=config, ptx=ptx)
+        self._ranks.require_same(f"the model in model.path={config.model.path}", self._backbone.fingerprint)
+        if self._is_sharded:
+            self._shard(critic)
+        return Learner(self._causal_policy(), critic, config=config, ptx=ptx, ranks=self._ranks)
+
+    def _shard(self, critic: ValueModel) -> None:
+        device = resolve_device(self._config.model.device)
+        for backbone in {self._backbone, critic.backbone}:
+            backbone.shard(device)
+        critic.head.to(device)
 
     def _causal_policy(self) -> CausalPolicy:
         temperature = self._config.rollout.sampling.temperature
@@ -153,9 +172,11 @@ class RoleHost:
         return self._learner.logprobs(prompts, responses)
 
     def update(self, experience: Experience, *, step: int) -> dict[str, float]:
-        """See `Learner.update`; adds this process's peak memory."""
+        """See `Learner.update`; adds the peak memory of this process, or of the rank that needs most."""
         metrics = self._learner.update(experience, step=step)
-        return metrics | {"perf/peak_memory_mib": peak_memory_mib(self._backbone.device)}
+        peak = torch.tensor(peak_memory_mib(self._backbone.device), dtype=torch.float64)
+        self._ranks.maximum(peak)
+        return metrics | {"perf/peak_memory_mib": peak.item()}
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """See `Learner.perplexity`."""
@@ -165,7 +186,7 @@ class RoleHost:
         """Packs a bucket of the policy's weights as they stand, and keeps it for `packed_update`."""
         settings = self._causal_policy().settings()
         self._packed = pack_bucket(
-            self._learner.publish(), version, bucket, bucket_bytes=bucket_bytes, settings=settings
+            self._learner.publish(), version, bucket, bucket_bytes=bucket_bytes, settings=settings, complete=whole
         )
         return self._packed.header
 
@@ -184,12 +205,21 @@ class RoleHost:
         self._learner.load_state(state)
 
     def save_model(self, folder: str) -> None:
-        """Writes the policy: an adapter folder, or a full model folder."""
+        """Writes the policy: an adapter folder, or a full model folder. Of several ranks the first one writes."""
         metadata = {"stage": "ppo", "started_from": self._config.model.path}
+        tensors = None
+        if self._adapter is None and self._is_sharded:
+            tensors = whole_tensors(self._backbone.model.state_dict(), keep=self._ranks.is_first)
+        if not self._ranks.is_first:
+            return
         if self._adapter is None:
-            save_model(folder, self._backbone.model, self._backbone.tokenizer, metadata)
+            save_model(folder, self._backbone.model, self._backbone.tokenizer, metadata, tensors=tensors)
         else:
             self._backbone.adapters.save(self._adapter, folder, tokenizer=self._backbone.tokenizer, metadata=metadata)
+
+
+def _shards_layers(config: PpoConfig) -> bool:
+    return isinstance(config.placement, SplitPlacement) and config.placement.learner.sharding == "full"
 
 
 def pretraining_texts(data: PpoDataConfig) -> tuple[list[str], list[str]]:

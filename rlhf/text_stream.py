@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
-from policies.sequences import micro_batches, pad_texts
+from policies.sequences import pad_texts
 from policies.tokenization import encode_prompt
+from rlhf.row_shares import share_rows
+from rlhf.runtime.distributed import ALONE, Ranks
 
 TokenIds = NDArray[np.int32]
 Row = Mapping[str, Any]
@@ -153,28 +155,38 @@ def encode_documents(
     return [piece for document in documents for piece in _pieces(document, max_tokens)]
 
 
-def perplexity(policy: CausalPolicy, texts: Sequence[str], *, micro_batch_tokens: int = 8192) -> float:
+def perplexity(
+    policy: CausalPolicy, texts: Sequence[str], *, micro_batch_tokens: int = 8192, ranks: Ranks = ALONE
+) -> float:
     """exp(mean negative log-likelihood per token) over documents, each read by itself, end-of-sequence included.
 
     Args:
         policy: Model and adapter to measure, at temperature 1.
         texts: At least one document; one that exceeds the context is read in pieces.
         micro_batch_tokens: Padded tokens of one forward pass; changes memory and speed only.
+        ranks: Those that share the documents; all must ask.
     """
     backbone = policy.backbone
     documents = encode_documents(texts, backbone.tokenizer, max_tokens=backbone.context_tokens)
-    return math.exp(mean_nll(policy, documents, micro_batch_tokens=micro_batch_tokens))
+    return math.exp(mean_nll(policy, documents, micro_batch_tokens=micro_batch_tokens, ranks=ranks))
 
 
 @torch.no_grad()
-def mean_nll(policy: CausalPolicy, documents: Sequence[TokenIds], *, micro_batch_tokens: int) -> float:
+def mean_nll(
+    policy: CausalPolicy, documents: Sequence[TokenIds], *, micro_batch_tokens: int, ranks: Ranks = ALONE
+) -> float:
     """Mean negative log-likelihood, nats per token, of every token of the documents but the first of each."""
     backbone = policy.backbone
     total, count = 0.0, 0
-    for group in micro_batches([len(document) for document in documents], micro_batch_tokens):
+    lengths = [len(document) for document in documents]
+    share = share_rows(lengths, ranks, token_budget=micro_batch_tokens, counts_padding=True)
+    for group in share.groups:
         batch = pad_texts([documents[index] for index in group], pad_id=backbone.pad_id, device=backbone.device)
         total += policy.text_nll(batch).double().sum().item()
         count += int(batch.response_mask.sum())
+    for _ in range(share.ghosts):
+        policy.text_nll(pad_texts([documents[share.ghost_row]], pad_id=backbone.pad_id, device=backbone.device))
+    total, count = ranks.total(total, count)
     return total / count
 
 

@@ -1,16 +1,23 @@
 """A model as its optimizer sees it: parameters, gradients, moments, schedule, and the count of steps.
 
-The learner has one for the policy and one for the critic. It owns no loss and no batch.
+The learner has one for the policy and one for the critic. It owns no loss and no batch. Of a model whose layers are
+cut over ranks the optimizer sees this rank's parts, as plain tensors; what is whole moves alike on every rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from policies.sharding import part, part_of, wrap_part
 from rlhf.config import OptimizerConfig
 from rlhf.mixed_precision_adamw import gradients_to_float32, take_gradients_as_they_come
-from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
+from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, gradient_norm, optimizer_step
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import load_optimizer_tensors, optimizer_tensors
+
+_SUMMED_AT_ONCE = 2**24
+"""Elements of gradients that one collective sums: 64 MiB in float32, the only copy that is made."""
 
 
 class TrainedModel:
@@ -23,13 +30,22 @@ class TrainedModel:
     """
 
     def __init__(
-        self, name: str, parameters: Sequence[tuple[str, nn.Parameter]], config: OptimizerConfig, total_steps: int
+        self,
+        name: str,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        config: OptimizerConfig,
+        total_steps: int,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.name = name
-        self.parameters = parameters
+        self._ranks = ranks
+        self._of_model = parameters
+        self.parameters = [(key, _part_as_parameter(parameter)) for key, parameter in parameters]
+        self._cut = {id(own) for own, of_model in self._pairs() if own is not of_model}
         self._config = config
-        self._optimizer = build_optimizer(parameters, config)
-        take_gradients_as_they_come(parameter for _, parameter in parameters)
+        self._optimizer = build_optimizer(self.parameters, config)
+        take_gradients_as_they_come(parameter for _, parameter in self.parameters)
         self._schedule = build_schedule(config, total_steps)
         self.steps_done = 0
 
@@ -41,7 +57,13 @@ class TrainedModel:
         """
         try:
             result = optimizer_step(
-                self._optimizer, self._config, self._schedule, self.parameters, step=self.steps_done, loss=loss
+                self._optimizer,
+                self._config,
+                self._schedule,
+                self.parameters,
+                step=self.steps_done,
+                loss=loss,
+                norm_of=self._gradient_norm,
             )
         except NonFiniteLossError as error:
             raise error.of(self.name) from error
@@ -50,22 +72,110 @@ class TrainedModel:
 
     def collect_gradients(self) -> None:
         """Takes over what a backward pass has left; to be called between passes (see `gradients_to_float32`)."""
+        for own, of_model in self._pairs():
+            if id(own) in self._cut and of_model.grad is not None:
+                _take_over(own, part(of_model.grad))
+                of_model.grad = None
         gradients_to_float32(parameter for _, parameter in self.parameters)
 
     def clear_gradients(self) -> None:
         """Forgets the accumulated gradients."""
         self._optimizer.zero_grad(set_to_none=True)
+        for _, of_model in self._of_model:
+            of_model.grad = None
 
     def gradients(self) -> list[Tensor]:
         """Copies of the accumulated gradients."""
         self.collect_gradients()
         return [p.grad.clone() for _, p in self.parameters if p.grad is not None]
 
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """L2 norm of tensors that belong to the gradients as `gradients` gave them, over all ranks."""
+        is_cut = [id(p) in self._cut for _, p in self.parameters if p.grad is not None]
+        squares = torch.stack([tensor.square().sum() for tensor in tensors])
+        if not self._cut:
+            return squares.sum().sqrt()
+        mask = torch.tensor(is_cut, device=squares.device)
+        of_parts = squares[mask].sum()
+        self._ranks.add_up(of_parts)
+        return (squares[~mask].sum() + of_parts).sqrt()
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Adds up what the ranks have accumulated; afterwards each has the same. Cut layers have done so themselves."""
+        if self._ranks.is_alone:
+            return
+        self.collect_gradients()
+        whole = [parameter for _, parameter in self.parameters if id(parameter) not in self._cut]
+        # Where no rank's pass has reached a parameter, it keeps having no gradient.
+        reached = torch.tensor([float(parameter.grad is not None) for parameter in whole])
+        self._ranks.add_up(reached)
+        for group in _of_bounded_size([p for p, ranks in zip(whole, reached.tolist(), strict=True) if ranks]):
+            self._sum(group)
+
+    def leave_sum_to_first_rank(self) -> None:
+        """Forgets, on all ranks but one, the sum of `sum_gradients`: what is added now can be summed in its turn."""
+        if self._ranks.is_first:
+            return
+        for _, parameter in self.parameters:
+            if id(parameter) not in self._cut:
+                parameter.grad = None
+
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Moments and, under bfloat16 weights, the rest of their float32 masters, for a checkpoint."""
-        return optimizer_tensors(self._optimizer, self.parameters)
+        """Moments and, under bfloat16 weights, the rest of their float32 masters, for a checkpoint; cut as they."""
+        cut_as = dict(self._of_model)
+        own = optimizer_tensors(self._optimizer, self.parameters)
+        return {path: wrap_part(tensor, like=cut_as[_parameter_of(path)]) for path, tensor in own.items()}
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor], steps_done: int) -> None:
-        """Continues from `optimizer_state`."""
-        load_optimizer_tensors(self._optimizer, self.parameters, tensors)
+        """Continues from `optimizer_state`, made whole."""
+        cut_as = dict(self._of_model)
+        own = {path: part_of(tensor, like=cut_as[_parameter_of(path)]) for path, tensor in tensors.items()}
+        load_optimizer_tensors(self._optimizer, self.parameters, own)
         self.steps_done = steps_done
+
+    def _pairs(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
+        """What the optimizer moves, and what it is of the model."""
+        return ((own, model) for (_, own), (_, model) in zip(self.parameters, self._of_model, strict=True))
+
+    def _sum(self, parameters: Sequence[nn.Parameter]) -> None:
+        gradients = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self._ranks.add_up(flat)
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
+            parameter.grad = gradient.view(parameter.shape)
+
+    def _gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """As `optimization.gradient_norm`, over the parts of all ranks."""
+        if not self._cut:
+            return gradient_norm(parameters)
+        of_whole = gradient_norm([parameter for parameter in parameters if id(parameter) not in self._cut])
+        of_parts = gradient_norm([parameter for parameter in parameters if id(parameter) in self._cut]).square()
+        self._ranks.add_up(of_parts)
+        return (of_whole.to(of_parts.device).square() + of_parts).sqrt()
+
+
+def _part_as_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    own = part(parameter)
+    return parameter if own is parameter else nn.Parameter(own.detach())
+
+
+def _take_over(own: nn.Parameter, gradient: Tensor) -> None:
+    own.grad = gradient.float() if own.grad is None else own.grad.add_(gradient)
+
+
+def _parameter_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _of_bounded_size(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    groups: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in parameters:
+        if not groups or parameter.numel() > room:
+            groups.append([])
+            room = _SUMMED_AT_ONCE
+        groups[-1].append(parameter)
+        room -= parameter.numel()
+    return groups

@@ -4,7 +4,7 @@ Owns the cut, by rows where one tensor is larger than a bucket, and the way of a
 part is `weight_sync`'s.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,13 @@ def cut_into_buckets(tensors: Mapping[str, Tensor], bucket_bytes: int) -> list[l
 
 
 def pack_bucket(
-    tensors: Mapping[str, Tensor], version: int, bucket: int, *, bucket_bytes: int, settings: Mapping[str, float]
+    tensors: Mapping[str, Tensor],
+    version: int,
+    bucket: int,
+    *,
+    bucket_bytes: int,
+    settings: Mapping[str, float],
+    complete: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> WeightUpdate:
     """One bucket of the weights as an update.
 
@@ -56,11 +62,12 @@ def pack_bucket(
         bucket: Which one; the update says how many there are.
         bucket_bytes: Size that no bucket exceeds, up to one row of a tensor.
         settings: Numbers that the sampler must have beside the weights.
+        complete: Gathers a tensor of which this process holds a part; asked for those in the bucket only.
     """
     buckets = cut_into_buckets(tensors, bucket_bytes)
     parts = buckets[bucket]
     return pack(
-        {part.name: _rows(tensors[part.name], part) for part in parts},
+        {part.name: _rows(complete(tensors[part.name]), part) for part in parts},
         version,
         settings=settings,
         first_rows={part.name: part.start for part in parts if not part.is_whole},

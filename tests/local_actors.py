@@ -30,6 +30,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, *, dies_at: Mapping[str, Collec
         yield [_actor(request, fates.get(request.name)) for request in requests]
 
     monkeypatch.setattr(cluster, "ray_cluster", lambda _: nullcontext(Resources(2.0, 0.0)))
+    monkeypatch.setattr(cluster, "node_resources", lambda: [Resources(2.0, 0.0)])
     monkeypatch.setattr(cluster, "ray_workers", actors)
 
 

@@ -24,6 +24,7 @@ from reward.normalization import Normalizer
 from rlhf.config import PpoConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream
@@ -131,8 +132,10 @@ def write_reward_adapter(folder: Path, base: str | Path, *, seed: int = 7) -> Pa
     return folder
 
 
-def build_learner(config: PpoConfig, *, backbone: Backbone | None = None) -> Learner:
-    """A learner as the learner role builds it, with a critic that starts at zero."""
+def build_learner(
+    config: PpoConfig, *, backbone: Backbone | None = None, ranks: Ranks = ALONE, is_sharded: bool = False
+) -> Learner:
+    """A learner as the learner role builds it, with a critic whose head is random."""
     backbone = load_backbone(config.model) if backbone is None else backbone
     tuning = config.model.tuning
     adapter = prepare_policy(backbone, tuning, seed=config.seed)
@@ -146,7 +149,10 @@ def build_learner(config: PpoConfig, *, backbone: Backbone | None = None) -> Lea
         backbone.adapters.add("critic", tuning, seed=config.seed + 1)
         critic = ValueModel(backbone, adapter="critic", head=head)
     ptx = None if config.algorithm.ptx is None else text_stream(config, backbone.tokenizer)
-    return Learner(policy, critic, config=config, ptx=ptx)
+    if is_sharded:
+        for model in {backbone, critic.backbone}:
+            model.shard(model.device)
+    return Learner(policy, critic, config=config, ptx=ptx, ranks=ranks)
 
 
 def text_stream(config: PpoConfig, tokenizer: PreTrainedTokenizerBase) -> TextStream:

@@ -54,7 +54,8 @@ def clipped_value_loss(
     clipped = (clipped_values - returns).square()
     loss = 0.5 * token_mean(torch.maximum(unclipped, clipped), mask, token_count)
     per_token_metrics = {
-        "clipfrac": (clipped > unclipped).to(values.dtype),
+        # Within the range the two differ by rounding.
+        "clipfrac": ((clipped > unclipped) & ((values - rollout_values).abs() > clip_range)).to(values.dtype),
         "squared_error": unclipped.detach(),
         "value_mean": values.detach(),
         "return_mean": returns,

@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf.process_environment import PROCESS_ENVIRONMENT
-from rlhf.runtime.placement import Resources, local_resources, refuse_impossible, total_resources
+from rlhf.runtime.placement import Resources, local_resources, refuse_homeless, refuse_impossible, total_resources
 from rlhf.runtime.workers import WorkerDiedError, WorkerError, WorkerTimeoutError
 from rollout.calls import PendingCall, WorkerHandle
 
@@ -138,6 +138,17 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
             ray.shutdown()
 
 
+def node_resources() -> list[Resources]:
+    """What each node of the cluster offers that this process has joined."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Resources(offered.get("CPU", 0.0), offered.get("GPU", 0.0)) for offered in alive]
+
+
+def put_once(value: object) -> object:
+    """An argument for calls to several actors, of which the object store holds one copy."""
+    return _RayFuture("driver", "put", ray.put(value))
+
+
 def _require_answer(address: str) -> None:
     """Refuses an address where nothing listens; Ray itself would go on trying for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -169,12 +180,17 @@ def ray_workers(
         Exception: what building one of them raised.
     """
     refuse_impossible([request.resources for request in requests], offered)
+    refuse_homeless({request.name: request.resources for request in requests}, node_resources())
+    # On as few nodes as hold them: what is close talks faster.
     group = placement_group([_bundle(request.resources) for request in requests], strategy="PACK")
     workers: list[RayWorker] = []
     try:
         if not group.wait(timeout_seconds=min(timeout_seconds, 60.0)):
             wanted = total_resources(request.resources for request in requests)
-            raise WorkerError(f"placement: {wanted} are not free in the cluster now; other jobs hold them")
+            raise WorkerError(
+                f"placement: {wanted} are not free in the cluster now; other jobs hold them, or no node has enough "
+                "left for the next actor"
+            )
         for index, request in enumerate(requests):
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             workers.append(RayWorker(request.name, partial(_start, request, strategy)))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from policies.config import StrictModel
 
@@ -45,6 +45,29 @@ class RoleResources(ActorResources):
     """Actors of this role."""
 
 
+class LearnerResources(RoleResources):
+    """What the ranks that update policy and critic ask of the cluster.
+
+    Each rank computes its share of every minibatch, and all take the same step: the numbers are those of one rank, up
+    to the order of sums.
+    """
+
+    sharding: Literal["none", "full"] = "none"
+    """`full` cuts the decoder layers, with their gradients and optimizer state, over the ranks (FSDP2), for models
+    beyond one device; `none` holds all of them on every rank."""
+
+    @model_validator(mode="after")
+    def _ranks_can_meet(self) -> "LearnerResources":
+        if self.sharding == "full" and self.workers == 1:
+            raise ValueError("sharding=full cuts layers over ranks, and workers=1 is one: set workers=2 or more")
+        if self.workers > 1 and self.gpus % 1:
+            raise ValueError(
+                f"gpus={self.gpus:g} with workers={self.workers}: ranks cannot share a GPU (NCCL refuses it); give "
+                "each a whole one, or gpus=0"
+            )
+        return self
+
+
 class ColocatedPlacement(StrictModel):
     """One actor hosts all roles on one base model. The default on one device."""
 
@@ -71,8 +94,8 @@ class SplitPlacement(StrictModel):
     """Actors that score."""
     reference: RoleResources = RoleResources()
     """Actors that hold the reference policy."""
-    learner: ActorResources = ActorResources()
-    """The actor that updates policy and critic."""
+    learner: LearnerResources = LearnerResources()
+    """Actors that update policy and critic together, one rank each."""
     timeout_seconds: float = Field(default=1800.0, gt=0)
     """Longest wait for one call before the actor is declared hung."""
     address: str | None = None

@@ -25,10 +25,21 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One actor of a placement: the roles it hosts and what it reserves."""
+    """One actor of a placement.
+
+    Attributes:
+        roles: The roles it hosts.
+        resources: What it reserves.
+        ranks: Where it is one of several ranks of the learner: which one, of how many.
+    """
 
     roles: tuple[RoleName, ...]
     resources: Resources
+    ranks: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        rank = "" if self.ranks is None else f" (rank {self.ranks[0]} of {self.ranks[1]})"
+        return f"{', '.join(self.roles)}{rank}; reserves {self.resources}"
 
 
 def seats_of(placement: ColocatedPlacement | SplitPlacement, offered: Resources) -> dict[str, Seat]:
@@ -46,8 +57,11 @@ def seats_of(placement: ColocatedPlacement | SplitPlacement, offered: Resources)
     for role, wanted in fanned.items():
         for index in range(wanted.workers):
             seats[f"{role}-{index}"] = Seat((role,), Resources(wanted.cpus, wanted.gpus))
-    seats["learner"] = Seat(("learner",), Resources(placement.learner.cpus, placement.learner.gpus))
-    return seats
+    learner = Resources(placement.learner.cpus, placement.learner.gpus)
+    count = placement.learner.workers
+    if count == 1:
+        return seats | {"learner": Seat(("learner",), learner)}
+    return seats | {f"learner-{index}": Seat(("learner",), learner, (index, count)) for index in range(count)}
 
 
 def refuse_impossible(requested: Sequence[Resources], offered: Resources) -> None:
@@ -66,6 +80,25 @@ def refuse_impossible(requested: Sequence[Resources], offered: Resources) -> Non
         "nearest layout that fits: "
         f"cpus={share_cpus:g} gpus={share_gpus:g} for each actor, or placement.kind=colocated"
     )
+
+
+def refuse_homeless(requested: Mapping[str, Resources], nodes: Sequence[Resources]) -> None:
+    """Refuses an actor that fits on no node: actors are spread over nodes, and one of them is never split.
+
+    Raises:
+        ValueError: naming the actor, what it asks for and the largest node.
+    """
+    for name, wanted in requested.items():
+        if not any(wanted.cpus <= node.cpus + 1e-9 and wanted.gpus <= node.gpus + 1e-9 for node in nodes):
+            raise ValueError(
+                f"placement: actor {name} asks for {wanted} and fits on none of the cluster's {len(nodes)} nodes; the "
+                f"largest has {largest_node(nodes)}: ask for less, and for more workers"
+            )
+
+
+def largest_node(nodes: Sequence[Resources]) -> Resources:
+    """The node with the most GPUs, and of those the one with the most CPUs."""
+    return max(nodes, key=lambda node: (node.gpus, node.cpus))
 
 
 def local_resources() -> Resources:
