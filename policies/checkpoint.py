@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policies.disk import flush, writing
+
 METADATA_FILE = "rlhf_metadata.json"
 
 
@@ -34,8 +36,15 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
     An exception removes what was written and leaves the previous folder as it was. A process killed inside the block
     leaves the previous folder too, and a `.tmp-` folder beside it that the next write to the same place removes.
+
+    Raises:
+        DiskError: the disk is full, or refuses the folder in another way.
     """
-    target = Path(folder)
+    with writing(folder):
+        yield from _filled_aside(Path(folder))
+
+
+def _filled_aside(target: Path) -> Iterator[Path]:
     restore_interrupted(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f"{target.name}.tmp-*"):
@@ -118,19 +127,27 @@ def load_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file atomically. Tensors that share memory are stored once each."""
-    target = Path(path)
+    """Writes a safetensors file atomically. Tensors that share memory are stored once each.
+
+    Raises:
+        DiskError: the disk is full, or refuses the file in another way.
+    """
+    with writing(path):
+        _save_aside(Path(path), tensors)
+
+
+def _save_aside(target: Path, tensors: Mapping[str, Tensor]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
         # A copy each, because safetensors refuses tensors that share storage.
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, aside)
-        _flush(aside)
+        flush(aside)
         aside.replace(target)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -158,7 +175,7 @@ def _replace(new: Path, target: Path) -> None:
             _previous(target).rename(target)
             raise
         _remove(_previous(target))
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def _remove(path: Path) -> None:
@@ -167,13 +184,5 @@ def _remove(path: Path) -> None:
 
 def _flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
+    flush(folder)

@@ -12,6 +12,8 @@ Owns wording only; what went wrong is said by whoever raised.
 import traceback
 from pathlib import Path
 
+from policies.disk import DISK_ERRNOS
+
 OK = 0
 OUTSIDE_FAILURE = 1
 USER_ERROR = 2
@@ -37,6 +39,8 @@ def status_of(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, ValueError) or (isinstance(error, _PATH_ERRORS) and error.filename is not None):
         return USER_ERROR
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+        return OUTSIDE_FAILURE
     return OUTSIDE_FAILURE if isinstance(error, RuntimeError) and _is_our_class(error) else None
 
 
@@ -54,7 +58,8 @@ def _lines(error: BaseException) -> list[str]:
     # Of ours, a TimeoutError is one: it says itself what happened.
     if isinstance(error, OSError) and not _is_our_class(error):
         reason = (error.strerror or "cannot be opened").lower()
-        return [f"error: {error.filename}: {reason}; check the path and its permissions"]
+        remedy = "make room on that disk" if error.errno in DISK_ERRNOS else "check the path and its permissions"
+        return [f"error: {error.filename or 'a file of the run'}: {reason}; {remedy}"]
     if _is_our_class(error) or _is_raised_by_us(error):
         lines = [line for line in str(error).splitlines() if line.strip()]
         return [f"error: {line}" for line in lines or [type(error).__name__]]

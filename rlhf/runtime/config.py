@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from policies.config import StrictModel
+from rlhf.runtime.metric_registry import require_documented
 
 
 class TrackingConfig(StrictModel):
@@ -20,6 +21,22 @@ class TrackingConfig(StrictModel):
     """Labels of the run."""
 
 
+class BestCheckpoint(StrictModel):
+    """Which step is the best."""
+
+    metric: str
+    """Metric that decides, as metrics.jsonl names it, such as `eval/score` or `eval/perplexity`; steps without it are
+    passed over."""
+    direction: Literal["higher", "lower"]
+    """Which values are better."""
+
+    @field_validator("metric")
+    @classmethod
+    def _is_documented(cls, metric: str) -> str:
+        require_documented([metric])
+        return metric
+
+
 class CheckpointConfig(StrictModel):
     """When the whole training state is saved."""
 
@@ -27,6 +44,9 @@ class CheckpointConfig(StrictModel):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, ge=1)
     """How many checkpoints stay."""
+    keep_best: BestCheckpoint | None = None
+    """Keeps the checkpoint of the best step, too, and its model as `run_dir/best` (a reward model's is chosen by
+    `weights`); null keeps the last ones only. A step that is the best so far is saved whether or not it is due."""
 
 
 class ActorResources(StrictModel):

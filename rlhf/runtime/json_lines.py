@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from policies.disk import DiskError, flush, writing
+
 NON_FINITE_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -37,8 +39,11 @@ def append_line(path: Path, text: str) -> None:
 
     Closing the file moves the bytes into the kernel, where they outlive this process even when it dies by SIGKILL. They
     are not forced onto the disk: that would cost a disk write a step, to guard against a power cut alone.
+
+    Raises:
+        DiskError: the disk is full; what fitted of the line has no line end, and readers leave it out.
     """
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text + "\n")
 
 
@@ -63,14 +68,29 @@ def write_objects(path: Path, objects: list[dict[str, object]]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file's content; after a crash at any moment the file holds all of the old text or all of the new."""
+    """Replaces the file's content; after a crash at any moment the file holds all of the old text or all of the new.
+
+    Raises:
+        DiskError: the disk is full, or refuses the file in another way; the old text stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    try:
+        with writing(path):
+            _write_and_sync(temporary, text)
+            temporary.replace(path)
+            flush(path.parent)
+    except DiskError:
+        # What fitted of it would take the room that others need.
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_and_sync(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         # Without this, a power cut after the rename could leave an empty file under the final name.
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _parse_object(path: Path, number: int, line: bytes) -> dict[str, object]:

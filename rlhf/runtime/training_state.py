@@ -1,8 +1,8 @@
 """Checkpoints of a training run: everything that decides the next number, written atomically, without pickle.
 
     checkpoints/step-00000050/state.safetensors   tensors: weights, optimizer moments
-    checkpoints/step-00000050/state.json          plain values: step, streams, controllers; and the checksum of the
-    tensors
+    checkpoints/step-00000050/state.json          plain values: step, streams, controllers
+    checkpoints/step-00000050/manifest.json       SHA-256 of both
 
 Owns the format, the atomic write (aside, synced, renamed), the fall-back to the previous checkpoint where the newest is
 damaged, and the flattening of optimizers. What belongs into the state is the trainer's business.
@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from policies.checkpoint import atomic_folder
+from policies.disk import DiskError
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = re.compile(r"^step-(\d{8})$")
+_TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 
 class CheckpointError(RuntimeError):
@@ -58,23 +60,32 @@ def with_owner(owner: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{owner}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def save_checkpoint(checkpoints: Path, state: TrainingState, *, keep_last: int) -> Path:
-    """Writes the state beside, syncs it, renames it into place, then removes all but the newest `keep_last`.
+def save_checkpoint(
+    checkpoints: Path, state: TrainingState, *, keep_last: int, also_keep: Collection[int] = ()
+) -> Path:
+    """Writes the state beside, syncs it, renames it into place, then removes what need not stay.
+
+    Args:
+        checkpoints: Folder of the checkpoints.
+        state: What to save.
+        keep_last: So many stay, the newest ones. Those of later steps go: a run that writes this one has passed over
+            them and takes those steps again.
+        also_keep: Steps whose checkpoints stay, too.
 
     Raises:
         CheckpointError: if the disk refuses it; earlier checkpoints stay intact.
     """
-    target = checkpoints / f"step-{state.step:08d}"
+    target = checkpoints / _name(state.step)
     try:
         with atomic_folder(target) as aside:
             _write_state(aside, state)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint of step {state.step} could not be written to {checkpoints} ({error.strerror}); "
-            "earlier checkpoints are intact"
-        ) from error
-    for folder in _folders(checkpoints)[keep_last:]:
-        shutil.rmtree(folder)
+    except (OSError, DiskError) as error:
+        raise CheckpointError(f"checkpoint of step {state.step}: {error}; earlier checkpoints are intact") from error
+    earlier = [folder for folder in _folders(checkpoints) if folder.name <= target.name]
+    kept = {*earlier[:keep_last], *(checkpoints / _name(step) for step in also_keep)}
+    for folder in _folders(checkpoints):
+        if folder not in kept:
+            shutil.rmtree(folder)
     return target
 
 
@@ -84,14 +95,21 @@ def load_latest_checkpoint(checkpoints: Path) -> TrainingState | None:
     Raises:
         CheckpointError: if checkpoints exist and none of them is intact.
     """
-    folders = _folders(checkpoints)
-    for folder in folders:
+    damaged: dict[Path, str] = {}
+    for folder in _folders(checkpoints):
         try:
-            return _read_state(folder)
-        except (OSError, ValueError, KeyError) as error:
-            logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, error)
-    if folders:
-        raise CheckpointError(f"no checkpoint in {checkpoints} is intact; start again in another run_dir")
+            state = _read_state(folder)
+        except (OSError, ValueError) as error:
+            damaged[folder] = str(error)
+            continue
+        for passed_over, reason in damaged.items():
+            logger.warning("checkpoint %s is damaged (%s); continuing from %s", passed_over, reason, folder)
+        return state
+    if damaged:
+        newest, reason = next(iter(damaged.items()))
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints} is intact ({newest.name}: {reason}); start again in another run_dir"
+        )
     return None
 
 
@@ -125,21 +143,55 @@ def load_optimizer_tensors(
 
 
 def _write_state(folder: Path, state: TrainingState) -> None:
-    tensors_path = folder / "state.safetensors"
-    # A shared storage (tied weights) would be refused by safetensors; the copy is also what detaches from live weights.
-    save_file(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.tensors.items()}, tensors_path
-    )
-    document = {"step": state.step, "tensors_sha256": _sha256(tensors_path), "values": state.values}
-    (folder / "state.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    save_file(_with_storage_of_their_own(state.tensors), folder / _TENSORS)
+    values = {"step": state.step, "values": state.values}
+    (folder / _VALUES).write_text(json.dumps(values, indent=1), encoding="utf-8")
+    sums = {name: _sha256(folder / name) for name in (_TENSORS, _VALUES)}
+    (folder / _MANIFEST).write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
+
+
+def _with_storage_of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU; copies only where memory is shared, which safetensors refuses."""
+    stored: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        storage = flat.untyped_storage()
+        if storage.nbytes() != flat.nbytes or storage.data_ptr() in taken:
+            flat = flat.clone()
+        taken.add(storage.data_ptr())
+        stored[name] = flat
+    return stored
 
 
 def _read_state(folder: Path) -> TrainingState:
-    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors_path = folder / "state.safetensors"
-    if _sha256(tensors_path) != document["tensors_sha256"]:
-        raise ValueError("checksum of state.safetensors differs from state.json")
-    return TrainingState(document["step"], load_file(tensors_path), document["values"])
+    sums = _read_sums(folder)
+    for name in (_TENSORS, _VALUES):
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _sha256(folder / name) != sums.get(name):
+            raise ValueError(f"the checksum of {name} is not that in {_MANIFEST}")
+    values = json.loads((folder / _VALUES).read_text(encoding="utf-8"))
+    return TrainingState(values["step"], load_file(folder / _TENSORS), values["values"])
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256.
+
+    Raises:
+        ValueError: the manifest is missing or is none.
+    """
+    try:
+        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError as error:
+        raise ValueError(f"{_MANIFEST} is missing") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{_MANIFEST} cannot be read") from error
+    return sums if isinstance(sums, dict) else {}
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _folders(checkpoints: Path) -> list[Path]:

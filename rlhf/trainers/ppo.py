@@ -24,10 +24,11 @@ from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.requests import reward_requests
 from rlhf.role_groups import CanarySequences, PublishedWeights, RoleGroups, canaries_of, open_roles
+from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import TrainingState, save_checkpoint, with_owner
+from rlhf.runtime.training_state import TrainingState, with_owner
 from rlhf.trainers.ppo_inputs import PpoInputs
 from rollout.buffer import Rollout, RolloutBuffer
 from rollout.prompts import PromptStream
@@ -89,6 +90,7 @@ class PpoTrainer:
         self._kl = kl_controller(config.algorithm.kl)
         self._steps_done = 0
         self._saved_step: int | None = None
+        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, config.steps)
         self._version = 0
         self._buffer = RolloutBuffer(max_policy_age=config.rollout.max_policy_age, cancel=roles.rollout.stop)
         self._rollouts = 0
@@ -166,7 +168,7 @@ class PpoTrainer:
             # Earlier checkpoints stay beside that one, because the damage may be older, and so does one of this very
             # step, from before its first minibatch.
             if self._saved_step != self._steps_done:
-                self._save(keep_last=self._config.checkpoint.keep_last + 1)
+                self._save(beside_last=1)
             raise
 
     def _run_ahead(self) -> None:
@@ -243,11 +245,14 @@ class PpoTrainer:
         }
         self._seconds.clear()
         self._metrics.log(self._steps_done, metrics)
-        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
-            # After the line, so that no checkpoint knows of a step that metrics.jsonl has lost; its time is told with
-            # the next one.
+        # After the line, so that no checkpoint knows of a step that metrics.jsonl has lost; its time is told with the
+        # next one.
+        self._checkpoints.note(self._steps_done, metrics)
+        if self._checkpoints.is_due(self._steps_done):
             with self._timed("checkpoint"):
-                self._save(keep_last=config.checkpoint.keep_last)
+                if self._checkpoints.best_step == self._steps_done:
+                    self._roles.learn("save_model", str(self._folder.path / BEST_MODEL))
+                self._save()
 
     def _show_samples(self) -> Metrics:
         """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax."""
@@ -289,7 +294,7 @@ class PpoTrainer:
         """Passes over the prompts that were taken and not learned from yet."""
         return len(self._buffer) * self._config.rollout.prompts_per_step / len(self._inputs.prompts)
 
-    def _save(self, *, keep_last: int) -> None:
+    def _save(self, *, beside_last: int = 0) -> None:
         tensors, values = self._roles.learn("state")
         ahead_tensors, ahead = self._buffer.state()
         canaries = None if self._canaries is None else [[row.tolist() for row in rows] for rows in self._canaries]
@@ -306,7 +311,7 @@ class PpoTrainer:
         }
         tensors = {**tensors, **with_owner("ahead", ahead_tensors)}
         state = TrainingState(self._steps_done, tensors, {"learner": values, "driver": driver})
-        save_checkpoint(self._folder.checkpoints_path, state, keep_last=keep_last)
+        self._checkpoints.save(state, beside_last=beside_last)
         self._saved_step = self._steps_done
 
     def _summary(self) -> dict[str, Any]:
@@ -334,6 +339,7 @@ class PpoTrainer:
             "pretrain_ppl": last.get("eval/pretrain_perplexity"),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": float(sum(row["time/step"] for row in rows)),
+            **self._checkpoints.summary(),
         }
 
     @contextmanager

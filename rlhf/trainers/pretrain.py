@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
+from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
@@ -33,7 +35,6 @@ from rlhf.runtime.training_state import (
     TrainingState,
     load_optimizer_tensors,
     optimizer_tensors,
-    save_checkpoint,
     with_owner,
 )
 from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, require_texts
@@ -56,7 +57,7 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
         if run.checkpoint is not None:
             trainer.restore(run.checkpoint)
         summary = trainer.train()
-        _save_final_model(run.folder, inputs.backbone, config)
+        save_pretrained(run.folder.path / "model", inputs.backbone, config)
         run.metrics.close(summary)
         path = run.folder.path
         write_report(path, generic_training_page(path, f"Pretraining of {path.name}"))
@@ -123,6 +124,7 @@ class Pretrainer:
         self._schedule = build_schedule(config.optimizer, config.steps)
         self._compute_dtype = resolve_compute_dtype(config.compute_dtype, self._backbone.device)
         self._steps_done = 0
+        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, config.steps)
         self._tokens = 0
         self._logged_tokens = 0
         self._eval_loss = math.nan
@@ -204,7 +206,10 @@ class Pretrainer:
         }
         self._logged_tokens = self._tokens
         self._metrics.log(self._steps_done, metrics)
-        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
+        self._checkpoints.note(self._steps_done, metrics)
+        if self._checkpoints.is_due(self._steps_done):
+            if self._checkpoints.best_step == self._steps_done:
+                save_pretrained(self._folder.path / BEST_MODEL, self._backbone, config)
             self._save()
 
     def _save(self) -> None:
@@ -218,7 +223,7 @@ class Pretrainer:
             "eval_loss": str(self._eval_loss),
         }
         state = TrainingState(self._steps_done, tensors, values)
-        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+        self._checkpoints.save(state)
 
     def _summary(self) -> dict[str, Any]:
         rows = self._folder.read_metrics()
@@ -234,12 +239,14 @@ class Pretrainer:
             "documents": len(self._inputs.texts),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
+            **self._checkpoints.summary(),
         }
 
 
-def _save_final_model(folder: RunFolder, backbone: Backbone, config: PretrainConfig) -> None:
+def save_pretrained(target: Path, backbone: Backbone, config: PretrainConfig) -> None:
+    """Writes the model as it is now, as an ordinary Hugging Face folder."""
     metadata = {"stage": "pretrain", "started_from": config.model.path}
-    save_model(folder.path / "model", backbone.model, backbone.tokenizer, metadata)
+    save_model(target, backbone.model, backbone.tokenizer, metadata)
 
 
 def _require_context(sequence_tokens: int, backbone: Backbone) -> None:

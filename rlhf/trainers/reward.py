@@ -36,6 +36,7 @@ from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedul
 from rlhf.reports.page import write_report
 from rlhf.reports.reward import print_outcome, reward_page, scored_examples
 from rlhf.runtime.console import stages_announce
+from rlhf.runtime.kept_checkpoints import KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
@@ -44,7 +45,6 @@ from rlhf.runtime.training_state import (
     TrainingState,
     load_optimizer_tensors,
     optimizer_tensors,
-    save_checkpoint,
     with_owner,
 )
 from rlhf.trainers.reward_ensemble import ensemble_summary, train_members
@@ -208,6 +208,7 @@ class RewardTrainer:
         self._schedule = build_schedule(config.optimizer, order.steps)
         self._objective = RewardObjective(self._model, config, inputs.train)
         self._steps_done = 0
+        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, order.steps)
         self._tokens = 0
         self._best = BestWeights(config.weights)
 
@@ -300,7 +301,8 @@ class RewardTrainer:
             "progress/epoch": self._order.epochs_after(self._steps_done),
         }
         self._metrics.log(self._steps_done, metrics)
-        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
+        self._checkpoints.note(self._steps_done, metrics)
+        if self._checkpoints.is_due(self._steps_done):
             self._save()
 
     def _save(self) -> None:
@@ -311,7 +313,7 @@ class RewardTrainer:
             **best_tensors,
         }
         state = TrainingState(self._steps_done, tensors, {"tokens": self._tokens, **best_values})
-        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+        self._checkpoints.save(state)
 
     def _summary(self, normalizer: Normalizer) -> dict[str, Any]:
         rows, kept = self._folder.read_metrics(), self._best.step or self._steps_done

@@ -22,6 +22,7 @@ from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
+from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
@@ -30,7 +31,6 @@ from rlhf.runtime.training_state import (
     TrainingState,
     load_optimizer_tensors,
     optimizer_tensors,
-    save_checkpoint,
     with_owner,
 )
 from rlhf.trainers.trl_sft import StepReport, TrlSettings, train_with_trl
@@ -126,6 +126,7 @@ class SftRun:
         lengths = np.array([len(example.token_ids) for example in inputs.examples])
         self._tokens_after = np.cumsum(lengths[inputs.order])
         self._steps_done = 0
+        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, total_steps)
         self._eval_loss = math.nan
         self._step_started = 0.0
 
@@ -178,9 +179,9 @@ class SftRun:
         self._eval_loss = float(state.values["eval_loss"])
         self._steps_done = state.step
 
-    def save_model(self) -> None:
-        """Writes run_dir/model: the adapter where one was trained, else the whole model."""
-        target, backbone, adapter = self._folder.path / "model", self._inputs.backbone, self._inputs.adapter
+    def save_model(self, folder: str = "model") -> None:
+        """Writes run_dir/<folder>: the adapter where one was trained, else the whole model."""
+        target, backbone, adapter = self._folder.path / folder, self._inputs.backbone, self._inputs.adapter
         metadata = {"stage": "sft", "started_from": self._config.model.path}
         if adapter is None:
             save_model(target, backbone.model, backbone.tokenizer, metadata)
@@ -204,7 +205,10 @@ class SftRun:
             metrics["time/eval"] = time.perf_counter() - trained
         metrics["time/step"] = time.perf_counter() - self._step_started
         self._metrics.log(self._steps_done, metrics)
-        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
+        self._checkpoints.note(self._steps_done, metrics)
+        if self._checkpoints.is_due(self._steps_done):
+            if self._checkpoints.best_step == self._steps_done:
+                self.save_model(BEST_MODEL)
             self._save()
         self._step_started = time.perf_counter()
 
@@ -225,7 +229,7 @@ class SftRun:
             **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
         }
         state = TrainingState(self._steps_done, tensors, {"eval_loss": str(self._eval_loss)})
-        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
+        self._checkpoints.save(state)
 
     def _summary(self) -> dict[str, Any]:
         rows = self._folder.read_metrics()
@@ -239,6 +243,7 @@ class SftRun:
             "trained_parameters": sum(parameter.numel() for _, parameter in self._parameters),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
+            **self._checkpoints.summary(),
         }
 
 

@@ -1,4 +1,5 @@
 import ast
+import errno
 import json
 import os
 import resource
@@ -271,6 +272,15 @@ def test_a_defect_keeps_its_traceback(bench: Bench, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         bench.main("train", "train.yaml")
     assert caught.value is error
+
+
+def test_a_full_disk_is_an_outside_failure_also_where_nobody_has_worded_it(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.script = failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert bench.main("train", "train.yaml") == exit_status.OUTSIDE_FAILURE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a file of the run: no space left on device; make room on that disk")
 
 
 def test_a_workers_failure_is_reported_as_the_worker_raised_it() -> None:

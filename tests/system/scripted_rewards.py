@@ -1,20 +1,17 @@
-"""Reward functions with a script: each depends on the responses alone; `score` dies at the call that is named."""
+"""Reward functions with a script: each depends on the responses alone; `score` ends at the call that is named."""
 
 import math
 import os
-import signal
 
 calls = 0
 """How often `score` was called in this process."""
 
 
 def score(prompts: list[str], responses: list[str]) -> list[float]:
-    """Dies by SIGKILL at call KILL_AT_CALL of the environment, as by Ctrl-C at call INTERRUPT_AT_CALL."""
+    """Ends as by Ctrl-C at call INTERRUPT_AT_CALL of the environment."""
     del prompts
     global calls
     calls += 1
-    if os.environ.get("KILL_AT_CALL") == str(calls):
-        os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("INTERRUPT_AT_CALL") == str(calls):
         raise KeyboardInterrupt
     return [float(len(response) % 5) for response in responses]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -238,29 +237,6 @@ def assert_equal_bitwise(actual: RunFiles, expected: RunFiles) -> None:
     assert comparable(actual.read_metrics()) == comparable(expected.read_metrics())
     assert actual.read_samples() == expected.read_samples()
     assert adapter_of(actual) == adapter_of(expected)
-
-
-def test_a_killed_run_continues_to_the_same_numbers_bitwise(
-    tmp_path: Path, life: dict[str, Any], uninterrupted: RunFiles
-) -> None:
-    settings = merged(life, run_dir=str(tmp_path / "killed"))
-    # While the fourth step is scored: the third has its metrics line, the last checkpoint is that of the second.
-    process = command_line(write_yaml(tmp_path, settings), KILL_AT_CALL="6")
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    run = RunFiles(settings["run_dir"])
-    assert [row["step"] for row in run.read_metrics()] == [1, 2, 3]
-    assert not run.summary_path.exists()
-
-    config = PpoConfig.model_validate(settings)
-    resumed = run_ppo(config, resume=True)
-    assert_equal_bitwise(resumed, uninterrupted)
-
-    # A finished run that is resumed stays as it is.
-    summary, metrics = resumed.read_summary(), resumed.metrics_path.read_bytes()
-    again = run_ppo(config, resume=True)
-    assert again.metrics_path.read_bytes() == metrics
-    assert again.read_summary() == summary
-    assert adapter_of(again) == adapter_of(uninterrupted)
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 7], ids=["first samples", "first step", "samples between", "last samples"])

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from policies.disk import DiskError
 from rlhf.runtime.run_folder import RunFiles, RunFolder
+from tests.full_disk import largest_file
 
 CONFIG = {"run_dir": "somewhere", "seed": 3, "optimizer": {"learning_rate": 1e-5, "betas": [0.9, 0.95]}, "tracking": {}}
 
@@ -149,6 +152,42 @@ def test_non_finite_numbers_stay_valid_json_and_come_back(tmp_path: Path) -> Non
     assert math.isnan(row["a"])  # pyright: ignore[reportArgumentType]
     assert (row["b"], row["c"], row["d"]) == (math.inf, -math.inf, 0.5)
     assert folder.read_summary() == {"ppo": {"kl": ["NaN", 1.0]}}
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "samples.jsonl", "alerts.jsonl"])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, file: str) -> None:
+    with RunFolder.create(tmp_path, CONFIG) as folder:
+        # Every write to /dev/full fails as on a full disk.
+        (tmp_path / file).symlink_to("/dev/full")
+        with pytest.raises(DiskError, match=rf"{re.escape(str(tmp_path / file))} could not be written \(no space left"):
+            {
+                "metrics.jsonl": lambda: folder.append_metrics(1, {"objective/kl": 1.0}),
+                "samples.jsonl": lambda: folder.append_samples(1, [{"prompt": "p"}]),
+                "alerts.jsonl": lambda: folder.append_alert({"step": 1}),
+            }[file]()
+
+
+def test_a_summary_that_does_not_fit_leaves_the_old_one_and_no_rest(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, CONFIG) as folder:
+        folder.write_summary({"kl": 1})
+        files = sorted(path.name for path in tmp_path.iterdir())
+        with (
+            pytest.raises(DiskError, match=r"summary\.json could not be written \(file too large\)"),
+            largest_file(1000),
+        ):
+            folder.write_summary({"text": "long" * 1000})
+    assert folder.read_summary() == {"kl": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_what_fitted_of_a_line_is_dropped_when_the_run_is_resumed(tmp_path: Path) -> None:
+    started(tmp_path, steps=2)
+    room = (tmp_path / "metrics.jsonl").stat().st_size + 9
+    with RunFolder.resume(tmp_path, CONFIG) as folder, pytest.raises(DiskError), largest_file(room):
+        folder.append_metrics(3, {"objective/kl": 1.0})
+    with RunFolder.resume(tmp_path, CONFIG) as folder:
+        folder.append_metrics(3, {"objective/kl": 2.0})
+        assert [row["objective/kl"] for row in folder.read_metrics()] == [0.25, 0.5, 2.0]
 
 
 def test_texts_with_line_separators_and_lone_surrogates_survive(tmp_path: Path) -> None:

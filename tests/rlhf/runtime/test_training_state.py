@@ -1,13 +1,14 @@
 """Checkpoints: complete or absent, never half."""
 
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rlhf.runtime import training_state
 from rlhf.runtime.training_state import (
     CheckpointError,
     TrainingState,
@@ -17,6 +18,7 @@ from rlhf.runtime.training_state import (
     save_checkpoint,
     with_owner,
 )
+from tests.full_disk import largest_file
 
 
 def _state(step: int) -> TrainingState:
@@ -26,7 +28,7 @@ def _state(step: int) -> TrainingState:
 
 
 def test_the_newest_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
-    for step in (2, 10, 9):
+    for step in (2, 9, 10):
         save_checkpoint(tmp_path, _state(step), keep_last=5)
     state = load_latest_checkpoint(tmp_path)
     assert state is not None
@@ -41,42 +43,101 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-def test_a_truncated_checkpoint_is_reported_and_the_previous_one_used(
-    tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def with_a_flipped_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    # The last digit of a number in the JSON files, the last mantissa in the tensors: all of them read well afterwards.
+    place = max(content.rfind(digit) for digit in b"0123456789") if file.suffix == ".json" else -4
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def garbled(file: Path) -> None:
+    file.write_text("[1, 2")
+
+
+@pytest.mark.parametrize("damage", [truncated, with_a_flipped_bit, garbled, Path.unlink])
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(
+    tmp_path: Path, file: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for step in (1, 2):
-        save_checkpoint(tmp_path, _state(step), keep_last=2)
-    damaged = tmp_path / "step-00000002" / file
-    damaged.write_bytes(damaged.read_bytes()[:-7])
+    folders = [save_checkpoint(tmp_path, _state(step), keep_last=2) for step in (1, 2)]
+    damage(folders[1] / file)
     with caplog.at_level(logging.WARNING):
         state = load_latest_checkpoint(tmp_path)
     assert state is not None
     assert state.step == 1
-    assert "step-00000002" in caplog.text
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"checkpoint {folders[1]} is damaged (")
+    assert warning.endswith(f"); continuing from {folders[0]}")
 
 
-def test_no_intact_checkpoint_is_an_error_and_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert load_latest_checkpoint(tmp_path) is None
+def test_an_empty_manifest_vouches_for_nothing(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, _state(1), keep_last=1)
-    (folder / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="intact"):
+    (folder / "manifest.json").write_text('{"sha256": {}}')
+    with pytest.raises(CheckpointError, match=r"the checksum of state\.safetensors is not that in manifest\.json"):
         load_latest_checkpoint(tmp_path)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_intact_checkpoint_is_an_error_of_one_line_and_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert load_latest_checkpoint(tmp_path) is None
+    for step in (1, 2):
+        (save_checkpoint(tmp_path, _state(step), keep_last=2) / "state.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        load_latest_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"no checkpoint in {tmp_path} is intact (step-00000002: state.json is missing); start again in another run_dir"
+    )
+
+
+def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_an_intact_one(tmp_path: Path) -> None:
+    for step in (5, 9):
+        folder = save_checkpoint(tmp_path, _state(step), keep_last=2)
+    garbled(folder / "state.json")
+    save_checkpoint(tmp_path, _state(7), keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000007"]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, _state(1), keep_last=2)
-
-    def refuse(*_arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(training_state, "save_file", refuse)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_checkpoint(tmp_path, _state(2), keep_last=2)
+    too_large = TrainingState(2, {"w": torch.zeros(1000)}, {})
+    expected = r"^checkpoint of step 2: .*step-00000002 could not be written \(file too large\)"
+    with pytest.raises(CheckpointError, match=expected), largest_file(1000):
+        save_checkpoint(tmp_path, too_large, keep_last=2)
     state = load_latest_checkpoint(tmp_path)
     assert state is not None
     assert state.step == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        synced.append((name, (tmp_path / "step-00000001").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    save_checkpoint(tmp_path, _state(1), keep_last=1)
+    before = {name.partition(".tmp-")[0] for name, has_its_name in synced if not has_its_name}
+    assert before == {"state.safetensors", "state.json", "manifest.json", "step-00000001"}
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_tensors_that_share_memory_are_saved_each(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    tensors = {"whole": whole, "again": whole, "part": whole[2:4], "transposed": whole.view(2, 3).t()}
+    save_checkpoint(tmp_path, TrainingState(1, tensors, {}), keep_last=1)
+    state = load_latest_checkpoint(tmp_path)
+    assert state is not None
+    assert all(torch.equal(state.tensors[name], tensor) for name, tensor in tensors.items())
 
 
 def test_an_optimizer_continues_bitwise_from_its_tensors() -> None:
