@@ -103,7 +103,7 @@ class RoleHost:
                 seed=config.seed,
                 packing=config.algorithm.ptx.packing,
             )
-        critic = build_critic(config, self._backbone, policy_adapter=self._adapter)
+        critic = build_critic(config, self._backbone, policy_adapter=self._adapter) if config.has_critic else None
         return Learner(self._causal_policy(), critic, config=config, ptx=ptx)
 
     def _causal_policy(self) -> CausalPolicy:

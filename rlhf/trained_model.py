@@ -56,10 +56,33 @@ class TrainedModel:
         """Forgets the accumulated gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
-    def gradients(self) -> list[Tensor]:
-        """Copies of the accumulated gradients."""
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the accumulated gradients, a float32 scalar on their device; 0 where there are none."""
         self.collect_gradients()
-        return [p.grad.clone() for _, p in self.parameters if p.grad is not None]
+        return nn.utils.get_total_norm(
+            [parameter.grad for _, parameter in self.parameters if parameter.grad is not None]
+        )
+
+    def take_gradients(self) -> list[Tensor | None]:
+        """Moves the accumulated gradients out, in the order of `parameters`; what comes next accumulates from none."""
+        self.collect_gradients()
+        taken = [parameter.grad for _, parameter in self.parameters]
+        self.clear_gradients()
+        return taken
+
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Puts back what `take_gradients` has moved out, added to what has come since."""
+        self.collect_gradients()
+        for (_, parameter), gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiplies the accumulated gradients by a scalar."""
+        self.collect_gradients()
+        for _, parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Moments and, under bfloat16 weights, the rest of their float32 masters, for a checkpoint."""
