@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from policies.config import ArchitectureConfig, LoraTuning, ModelConfig, StrictModel
-from reward.config import PairsFormat, PreferenceFormat, RewardSource
+from reward.config import PairsFormat, PreferenceFormat, RankingsFormat, RewardSource
 from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement, TrackingConfig
 from rollout.config import RolloutConfig, SamplingConfig, VllmEngineConfig
 
@@ -238,6 +238,47 @@ class RewardConfig(StageConfig):
         return self
 
 
+class DpoDataConfig(DataConfig):
+    """Comparisons of responses to a prompt."""
+
+    format: Annotated[PairsFormat | RankingsFormat, Field(discriminator="kind")] = PairsFormat()
+    """Shape of the rows; a ranking gives all its pairs that are not ties. How sure or strong a label is is not read."""
+
+
+class DpoConfig(StageConfig):
+    """`rlhf dpo`: direct preference optimisation (Rafailov et al. 2023), without reward model and rollouts."""
+
+    model: ModelConfig
+    """The model to tune; as it is at the start, it is the reference too."""
+    data: DpoDataConfig
+    """Comparisons."""
+    beta: float = Field(default=0.1, gt=0)
+    """Reward units per nat: the implicit reward is beta times the log-ratio of policy to reference. Larger values hold
+    the policy nearer to the reference."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the pairs."""
+    pairs_per_step: int = Field(default=32, ge=1)
+    """Pairs of one optimizer step."""
+    micro_batch_pairs: int = Field(default=16, ge=1)
+    """Pairs of one forward and backward pass; must divide `pairs_per_step`."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest prompt plus response; a longer one is a bad row."""
+    eval_every_steps: int = Field(default=100, ge=1)
+    """Steps between evaluations on `data.eval`; the last step is always evaluated."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6, warmup_fraction=0.1, schedule="linear")
+    """Optimizer; LoRA takes about ten times the rate."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_step(self) -> "DpoConfig":
+        if self.pairs_per_step % self.micro_batch_pairs:
+            raise ValueError(
+                f"micro_batch_pairs={self.micro_batch_pairs} must divide pairs_per_step={self.pairs_per_step}"
+            )
+        return self
+
+
 class FixedKl(StrictModel):
     """A constant coefficient."""
 
@@ -266,14 +307,27 @@ KlConfig = Annotated[FixedKl | AdaptiveKl, Field(discriminator="kind")]
 class PtxConfig(StrictModel):
     """PPO-ptx: language-model loss on pretraining text beside the PPO loss (Ouyang et al. 2022, equation 2)."""
 
-    coefficient: float = Field(default=1.0, gt=0)
-    """Factor of the per-token mean loss; InstructGPT's 27.8 refers to another normalisation (see rlhf.algorithms)."""
+    coefficient: float | None = Field(default=1.0, gt=0)
+    """Factor of the per-token mean loss; null where `gradient_ratio` decides. InstructGPT's gamma, 27.8 there with both
+    terms of equation 2 summed over sequences, is gamma L / R here: L tokens of a pretraining text, R of a response."""
+    gradient_ratio: float | None = Field(default=None, gt=0)
+    """Weighs the loss in each minibatch so that its gradient is this many times as long as that of the PPO loss,
+    whatever both become during training; with `coefficient=null`."""
     sequences_per_minibatch: int = Field(default=8, ge=1)
     """Pretraining sequences beside each PPO minibatch."""
     packing: Literal["concatenated", "documents"] = "concatenated"
     """As in pretraining: text that is laid out as the model never saw it pulls the policy away for nothing."""
     sequence_tokens: int = Field(default=128, ge=8)
     """Tokens of one pretraining sequence; with `packing=documents` the most it may have."""
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> "PtxConfig":
+        if (self.coefficient is None) == (self.gradient_ratio is None):
+            raise ValueError(
+                f"coefficient={self.coefficient} and gradient_ratio={self.gradient_ratio} both say how much the text "
+                "counts; give one of them, and null for the other"
+            )
+        return self
 
 
 class MissingEosConfig(StrictModel):
@@ -291,15 +345,47 @@ class MissingEosConfig(StrictModel):
         return self
 
 
+class GaeAdvantages(StrictModel):
+    """Generalised advantage estimation over the values of a critic (Schulman et al. 2016)."""
+
+    kind: Literal["gae"] = "gae"
+    """Tag of this variant."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Bias-variance trade of generalised advantage estimation."""
+
+
+class RlooAdvantages(StrictModel):
+    """Reward of a response minus the mean of the others to its prompt (Ahmadian et al. 2024); there is no critic."""
+
+    kind: Literal["rloo"] = "rloo"
+    """Tag of this variant."""
+
+
+class GrpoAdvantages(StrictModel):
+    """Reward of a response, standardised among those to its prompt (Shao et al. 2024); there is no critic.
+
+    The KL penalty stays a part of the reward; the paper has it, as k3, in the loss.
+    """
+
+    kind: Literal["grpo"] = "grpo"
+    """Tag of this variant."""
+    divide_by_std: bool = True
+    """False leaves out the division by the group's standard deviation, which weighs prompts of almost equal rewards up
+    (Liu et al. 2025, "Dr. GRPO")."""
+
+
+Advantages = Annotated[GaeAdvantages | RlooAdvantages | GrpoAdvantages, Field(discriminator="kind")]
+
+
 class AlgorithmConfig(StrictModel):
     """PPO (Schulman et al. 2017) with a KL penalty (Ziegler et al. 2019)."""
 
     kl: KlConfig = AdaptiveKl()
     """Penalty for leaving the reference policy."""
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    """Discount per token."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Bias-variance trade of generalised advantage estimation."""
+    advantages: Advantages = GaeAdvantages()
+    """How much better than expected a token was: by a critic, or by the other responses to the prompt."""
     epochs: int = Field(default=4, ge=1)
     """Passes over the samples of one step."""
     minibatches: int = Field(default=1, ge=1)
@@ -421,6 +507,33 @@ class PpoConfig(StageConfig):
                 f"critic.start=reward_model: a critic of kind {self.critic_kind} cannot take over an adapter; set "
                 "critic.start=zero_head, or critic.kind=adapter with model.tuning.kind=lora"
             )
+        return self
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic is built; without one, advantages come from the other responses to a prompt."""
+        return isinstance(self.algorithm.advantages, GaeAdvantages)
+
+    @model_validator(mode="after")
+    def _groups_and_nothing_of_a_critic_without_one(self) -> "PpoConfig":
+        if self.has_critic:
+            return self
+        chosen = f"algorithm.advantages.kind={self.algorithm.advantages.kind}"
+        if self.rollout.responses_per_prompt < 2:
+            raise ValueError(
+                f"rollout.responses_per_prompt={self.rollout.responses_per_prompt}: {chosen} compares the responses to "
+                "one prompt and needs at least 2 (4 to 16 are usual); or set algorithm.advantages.kind=gae"
+            )
+        # What stands at its default is let through: a resolved configuration says everything.
+        defaults = AlgorithmConfig()
+        settings = {
+            "critic": self.critic != CriticConfig(),
+            "algorithm.value_clip_range": self.algorithm.value_clip_range != defaults.value_clip_range,
+            "algorithm.value_coefficient": self.algorithm.value_coefficient != defaults.value_coefficient,
+        }
+        for name, is_set in settings.items():
+            if is_set:
+                raise ValueError(f"{name} is of a critic, and {chosen} has none: remove it, or set kind=gae")
         return self
 
     @model_validator(mode="after")

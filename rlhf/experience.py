@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reward.interface import RewardOutput
-from rlhf.algorithms.advantages import apply_missing_eos, gae, token_rewards
+from rlhf.algorithms.advantages import apply_missing_eos, gae, group_sizes, grpo, rloo, token_rewards
 from rlhf.algorithms.kl import kl_k1, sequence_kl
-from rlhf.algorithms.masked import masked_mean, whiten
+from rlhf.algorithms.masked import masked_mean, whiten, zero_outside
 from rlhf.algorithms.value_losses import explained_variance
-from rlhf.config import AlgorithmConfig
-from rollout.types import PerToken, RolloutBatch, TokenIds
+from rlhf.config import AlgorithmConfig, GaeAdvantages, GrpoAdvantages, RlooAdvantages
+from rollout.types import Completion, PerToken, RolloutBatch, TokenIds
 
 
 class NoScoredSamplesError(RuntimeError):
@@ -34,9 +34,9 @@ class Experience:
         prompts: (P_i,) prompt ids.
         responses: (R_i,) response ids.
         behavior_logprobs: nats, under the weights that sampled.
-        values: value before each token under the critic that started the step, reward units.
-        advantages: whitened over the whole step.
-        returns: targets of the critic, from unwhitened advantages, reward units.
+        values: value before each token under the critic that started the step, reward units; none without a critic.
+        advantages: whitened over the whole step where they come from a critic; else as `algorithm.advantages` says.
+        returns: targets of the critic, from unwhitened advantages, reward units; none without a critic.
     """
 
     prompts: Sequence[TokenIds]
@@ -64,7 +64,8 @@ def build_experience(
     Consumes B completions with scores (B,), reference log-probs and values (R_i,) each. Produces an `Experience` of the
     samples that were scored: reward_t = -kl_coefficient * k1_t, the score added at the last token (Ziegler et al. 2019,
     equation 2; Ouyang et al. 2022, equation 2), GAE over it, advantages whitened over all tokens of the step before any
-    split into minibatches.
+    split into minibatches. With RLOO or GRPO, every token of a response has its response's advantage, from the sum of
+    its rewards and those of the responses that are left of its group; `values` is then empty.
 
     Raises:
         NoScoredSamplesError: when every sample failed to be scored.
@@ -78,7 +79,6 @@ def build_experience(
     completions = [batch.completions[i] for i in kept]
     logprobs, mask = _pad([c.logprobs for c in completions])
     reference, _ = _pad([reference_logprobs[i] for i in kept])
-    padded_values, _ = _pad([values[i] for i in kept])
 
     scores = torch.from_numpy(reward.scores[kept].copy())
     ended = torch.tensor([not c.is_truncated for c in completions])
@@ -86,25 +86,71 @@ def build_experience(
         scores = apply_missing_eos(scores, ended, algorithm.missing_eos.rule, value=algorithm.missing_eos.value)
     kl = kl_k1(logprobs, reference)
     rewards = token_rewards(scores, kl, mask, kl_coefficient)
-    advantages, returns = gae(rewards, padded_values, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
-
     lengths = mask.sum(dim=1).tolist()
+    estimator = algorithm.advantages
+    if isinstance(estimator, GaeAdvantages):
+        found, advantage_metrics = _by_a_critic(rewards, [values[i] for i in kept], mask, estimator)
+    else:
+        found, advantage_metrics = _by_the_group(rewards, scores, mask, _groups(completions), estimator)
     metrics = _objective_metrics(scores, kl, rewards, logprobs, mask) | _length_metrics(scores, lengths)
-    metrics |= {
-        "rollout/dropped": float(len(batch) - len(kept) + sum(failure.responses for failure in batch.failures)),
-        "critic/value_mean": masked_mean(padded_values, mask).item(),
-        "critic/return_mean": masked_mean(returns, mask).item(),
-        "critic/explained_var": explained_variance(padded_values, returns, mask).item(),
-    }
+    dropped = len(batch) - len(kept) + sum(failure.responses for failure in batch.failures)
+    metrics |= advantage_metrics | {"rollout/dropped": float(dropped)}
     experience = Experience(
         prompts=[batch.prompts[i].token_ids for i in kept],
         responses=[c.token_ids for c in completions],
         behavior_logprobs=[c.logprobs for c in completions],
-        values=[values[i] for i in kept],
-        advantages=_ragged(whiten(advantages, mask), lengths),
-        returns=_ragged(returns, lengths),
+        values=found.values,
+        advantages=_ragged(found.per_token, lengths),
+        returns=found.returns,
     )
     return experience, metrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Advantages:
+    """(B, R) advantages, and what a critic learns from: ragged values and returns, empty without one."""
+
+    per_token: Tensor
+    values: Sequence[PerToken] = ()
+    returns: Sequence[PerToken] = ()
+
+
+def _by_a_critic(
+    rewards: Tensor, values: Sequence[PerToken], mask: Tensor, config: GaeAdvantages
+) -> tuple[_Advantages, dict[str, float]]:
+    """Whitened advantages by GAE."""
+    padded, _ = _pad(values)
+    advantages, returns = gae(rewards, padded, mask, gamma=config.gamma, lam=config.gae_lambda)
+    found = _Advantages(whiten(advantages, mask), values, _ragged(returns, mask.sum(dim=1).tolist()))
+    return found, {
+        "critic/value_mean": masked_mean(padded, mask).item(),
+        "critic/return_mean": masked_mean(returns, mask).item(),
+        "critic/explained_var": explained_variance(padded, returns, mask).item(),
+    }
+
+
+def _by_the_group(
+    rewards: Tensor, scores: Tensor, mask: Tensor, group: Tensor, config: RlooAdvantages | GrpoAdvantages
+) -> tuple[_Advantages, dict[str, float]]:
+    """The same advantage at every token of a response, and how much there was to compare."""
+    totals = rewards.sum(dim=1)
+    advantages = (
+        grpo(totals, group, divide_by_std=config.divide_by_std)
+        if isinstance(config, GrpoAdvantages)
+        else rloo(totals, group)
+    )
+    blank = scores.new_zeros(int(group.max()) + 1)
+    highest, lowest = (blank.scatter_reduce(0, group, scores, end, include_self=False) for end in ("amax", "amin"))
+    return _Advantages(zero_outside(advantages.unsqueeze(1).expand_as(rewards), mask)), {
+        "objective/lone_responses": float((group_sizes(group) == 1).sum()),
+        "objective/equal_score_groups": (highest == lowest).float().mean().item(),
+    }
+
+
+def _groups(completions: Sequence[Completion]) -> Tensor:
+    """(B,) number of each completion's prompt, in order of appearance."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(completion.prompt_id, len(numbers)) for completion in completions])
 
 
 def _objective_metrics(scores: Tensor, kl: Tensor, rewards: Tensor, logprobs: Tensor, mask: Tensor) -> dict[str, float]:

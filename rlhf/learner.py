@@ -20,7 +20,7 @@ from policies.causal import CausalPolicy
 from policies.sequences import SequenceBatch, evaluate_in_micro_batches, pad_sequences
 from policies.sharding import whole_tensors
 from policies.value import ValueModel
-from rlhf.algorithms.language_model_losses import ptx_loss
+from rlhf.algorithms.language_model_losses import balanced_coefficient, ptx_loss
 from rlhf.algorithms.masked import zero_outside
 from rlhf.algorithms.policy_losses import MAX_LOG_RATIO, clipped_policy_loss, truncated_importance_weights
 from rlhf.algorithms.value_losses import clipped_value_loss
@@ -48,13 +48,13 @@ class _MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Padded:
-    """The columns of a micro-batch beside its token batch, (M, R)."""
+    """The columns of a micro-batch beside its token batch, (M, R); values and returns where there is a critic."""
 
     batch: SequenceBatch
     behavior_logprobs: Tensor
     advantages: Tensor
-    values: Tensor
-    returns: Tensor
+    values: Tensor | None
+    returns: Tensor | None
 
 
 class Learner:
@@ -63,7 +63,8 @@ class Learner:
     Args:
         policy: Trainable policy.
         critic: Trainable value model; either a head on the policy's trunk, which then trains on both losses in one
-            pass, or it shares no trainable parameter with the policy.
+            pass, or it shares no trainable parameter with the policy. None exactly where `algorithm.advantages` needs
+            none.
         config: The run's configuration; `algorithm`, the optimizers, `micro_batch_tokens`, `steps` and `seed` are read.
         ptx: Pretraining text; required exactly when `algorithm.ptx` is set.
         ranks: Those that compute each update together; all are built and called alike.
@@ -72,27 +73,31 @@ class Learner:
     def __init__(
         self,
         policy: CausalPolicy,
-        critic: ValueModel,
+        critic: ValueModel | None,
         *,
         config: PpoConfig,
         ptx: TextStream | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
+        assert (critic is not None) == config.has_critic, "a critic belongs to algorithm.advantages.kind=gae"
         assert (ptx is None) == (config.algorithm.ptx is None), "a pretraining stream belongs to algorithm.ptx"
         self._policy, self._critic, self._ptx, self._ranks = policy, critic, ptx, ranks
         self._algorithm: AlgorithmConfig = config.algorithm
         self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
         if config.activation_checkpointing:
-            for backbone in {policy.backbone, critic.backbone}:
+            for backbone in {model.backbone for model in (policy, critic) if model is not None}:
                 backbone.checkpoint_activations()
         updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
         self._policy_training = TrainedModel("policy", policy.trainable(), config.optimizer, updates, ranks=ranks)
-        self._critic_training = TrainedModel(
-            "critic", critic.trainable(), config.critic.optimizer, updates, ranks=ranks
-        )
+        self._trained = [self._policy_training]
+        if critic is not None:
+            self._trained.append(
+                TrainedModel("critic", critic.trainable(), config.critic.optimizer, updates, ranks=ranks)
+            )
 
     def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
-        """Value before each response token, (R_i,) float32 in reward units."""
+        """Value before each response token, (R_i,) float32 in reward units; needs a critic."""
+        assert self._critic is not None, "there is no critic to ask"
         return self._without_gradient(self._critic.values, prompts, responses)
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
@@ -144,24 +149,23 @@ class Learner:
         """
         tensors = {
             **with_owner("policy", self._policy.weights()),
-            **with_owner("critic", self._critic.state()),
-            **with_owner("policy_optimizer", self._policy_training.optimizer_state()),
-            **with_owner("critic_optimizer", self._critic_training.optimizer_state()),
+            **(with_owner("critic", self._critic.state()) if self._critic else {}),
         }
-        values: dict[str, Any] = {
-            "policy_updates": self._policy_training.steps_done,
-            "critic_updates": self._critic_training.steps_done,
-            "ptx": None if self._ptx is None else self._ptx.state_dict(),
-        }
+        values: dict[str, Any] = {"ptx": None if self._ptx is None else self._ptx.state_dict()}
+        for model in self._trained:
+            tensors |= with_owner(f"{model.name}_optimizer", model.optimizer_state())
+            values[f"{model.name}_updates"] = model.steps_done
         return whole_tensors(tensors, keep=self._ranks.is_first), values
 
     def load_state(self, state: TrainingState) -> None:
         """Continues from `state`; `state.values["learner"]` holds the plain values."""
         values = state.values["learner"]
         self._policy.load_weights(state.tensors_of("policy"))
-        self._critic.load_state(state.tensors_of("critic"))
-        self._policy_training.load_optimizer_state(state.tensors_of("policy_optimizer"), values["policy_updates"])
-        self._critic_training.load_optimizer_state(state.tensors_of("critic_optimizer"), values["critic_updates"])
+        if self._critic is not None:
+            self._critic.load_state(state.tensors_of("critic"))
+        for model in self._trained:
+            moments = state.tensors_of(f"{model.name}_optimizer")
+            model.load_optimizer_state(moments, values[f"{model.name}_updates"])
         if self._ptx is not None:
             self._ptx.load_state_dict(values["ptx"])
 
@@ -186,8 +190,8 @@ class Learner:
 
     def _skip(self, minibatches: int) -> int:
         """Lets the schedules pass over minibatches that are not taken: the rate reaches 0 with the run's last step."""
-        for trained in (self._policy_training, self._critic_training):
-            trained.steps_done += minibatches
+        for model in self._trained:
+            model.steps_done += minibatches
         return minibatches
 
     def _importance(self, experience: Experience) -> tuple[Sequence[PerToken], Sequence[PerToken] | None]:
@@ -223,41 +227,44 @@ class Learner:
             computed = real if self._backbone.packs_rows else part.batch.input_ids.numel()
             padding.append((computed, 0 if part.is_ghost else real))
         metrics = _to_floats(_over_ranks(totals, self._ranks))
-        self._policy_training.sum_gradients()
-        self._critic_training.sum_gradients()
+        for model in self._trained:
+            model.sum_gradients()
         metrics |= self._ptx_backward()
-        metrics |= self._step(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0), metrics["loss/value"])
+        metrics |= self._step(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0), metrics.get("loss/value", 0.0))
         computed, needed = self._ranks.total(*map(sum, zip(*padding, strict=True)))
         metrics["perf/padding_waste"] = 1.0 - needed / computed
         return metrics
 
     def _step(self, policy_loss: float, value_loss: float) -> dict[str, float]:
         """Moves policy and critic; neither, where one of the losses is not finite."""
-        policy, critic = self._policy_training, self._critic_training
+        losses = {"policy": policy_loss, "critic": value_loss}
         if not math.isfinite(policy_loss + value_loss):
             self._collect_gradients()  # The error names the tensor.
         metrics: dict[str, float] = {}
         try:
-            require_finite(policy.steps_done, policy.parameters, **{"policy loss": policy_loss})
-            require_finite(policy.steps_done, critic.parameters, **{"critic loss": value_loss})
-            metrics["policy/grad_norm"], metrics["policy/lr"] = policy.step(policy_loss)
-            metrics["critic/grad_norm"], metrics["critic/lr"] = critic.step(value_loss)
+            for model in self._trained:
+                require_finite(model.steps_done, model.parameters, **{f"{model.name} loss": losses[model.name]})
+            for model in self._trained:
+                metrics[f"{model.name}/grad_norm"], metrics[f"{model.name}/lr"] = model.step(losses[model.name])
         except NonFiniteLossError:
-            policy.clear_gradients()
-            critic.clear_gradients()
+            for model in self._trained:
+                model.clear_gradients()
             raise
         return metrics
 
     def _collect_gradients(self) -> None:
         """Makes room for the gradients of another backward pass."""
-        self._policy_training.collect_gradients()
-        self._critic_training.collect_gradients()
+        for model in self._trained:
+            model.collect_gradients()
 
     def _backward(self, columns: _Padded, importance: Tensor | None, token_count: int) -> Sums:
         """Adds the gradients of both losses: in one pass over a shared trunk, else in one over each model."""
         self._collect_gradients()
         states = self._policy.states(columns.batch)
         loss, metrics = self._policy_loss(states, columns, importance, token_count)
+        if self._critic is None:
+            loss.backward()
+            return metrics
         if self._critic.trains_body:
             loss.backward()
             loss, states = torch.zeros_like(loss), self._critic.states(columns.batch)
@@ -289,10 +296,14 @@ class Learner:
         }
 
     def _value_loss(self, states: Tensor, columns: _Padded, token_count: int) -> tuple[Tensor, Sums]:
+        values, returns = columns.values, columns.returns
+        assert self._critic is not None, "there is no critic to train"
+        assert values is not None, "a critic has values"
+        assert returns is not None, "a critic has returns"
         loss, metrics = clipped_value_loss(
             self._critic.values_of(states, columns.batch),
-            columns.values,
-            columns.returns,
+            values,
+            returns,
             columns.batch.response_mask,
             clip_range=self._algorithm.value_clip_range,
             token_count=token_count,
@@ -302,24 +313,26 @@ class Learner:
         }
 
     def _ptx_backward(self) -> dict[str, float]:
-        """Adds the gradient of the pretraining loss; reports the size of its gradient beside that of the PPO loss."""
+        """Adds the gradient of the pretraining loss, weighed; reports its size beside that of the PPO loss."""
         if self._ptx is None or self._algorithm.ptx is None:
             return {}
-        before = self._policy_training.gradients()
-        loss = self._text_backward(
-            self._ptx.next(self._algorithm.ptx.sequences_per_minibatch), self._algorithm.ptx.coefficient
-        )
-        after = self._policy_training.gradients()
-        ptx_norm = self._policy_training.norm([b - a for a, b in zip(before, after, strict=True)])
-        ppo_norm = self._policy_training.norm(before)
-        ratio = ptx_norm / ppo_norm.clamp(min=1e-12)
-        return _to_floats({"loss/ptx": loss, "policy/ptx_gradient_ratio": ratio})
+        config, policy = self._algorithm.ptx, self._policy_training
+        # Moved aside, not copied: two gradients at a time are the least with which both can be measured.
+        ppo_norm, of_ppo = policy.gradient_norm(), policy.take_gradients()
+        loss = self._text_backward(self._ptx.next(config.sequences_per_minibatch), config.coefficient or 1.0)
+        metrics = {"loss/ptx": loss}
+        if config.gradient_ratio is not None:
+            weight = balanced_coefficient(policy.gradient_norm(), ppo_norm, config.gradient_ratio)
+            policy.scale_gradients(weight)
+            metrics["policy/ptx_coefficient"] = weight
+        metrics["policy/ptx_gradient_ratio"] = policy.gradient_norm() / ppo_norm.clamp(min=1e-12)
+        policy.add_gradients(of_ppo)
+        return _to_floats(metrics)
 
     def _text_backward(self, texts: Sequence[TokenIds], coefficient: float) -> Tensor:
-        """Loss of all texts; the gradient of `coefficient` times it is added to the sum that all ranks have."""
+        """Loss of all texts; the gradient of `coefficient` times it, summed over ranks, is what has accumulated."""
         predicted = sum(len(text) - 1 for text in texts)
         total = torch.zeros((), device=self._backbone.device)
-        self._policy_training.leave_sum_to_first_rank()
         # The first token of a text is its prompt (see `policies.sequences.pad_texts`).
         for part in self._micro_batches([text[:1] for text in texts], [text[1:] for text in texts]):
             self._collect_gradients()
@@ -361,9 +374,8 @@ def _columns(experience: Experience, proximal: Sequence[PerToken], rows: list[in
     def column(arrays: Sequence[PerToken]) -> Tensor:
         return _pad_like([arrays[i] for i in rows], batch)
 
-    return _Padded(
-        batch, column(proximal), column(experience.advantages), column(experience.values), column(experience.returns)
-    )
+    values, returns = (column(arrays) if arrays else None for arrays in (experience.values, experience.returns))
+    return _Padded(batch, column(proximal), column(experience.advantages), values, returns)
 
 
 def _pad_like(arrays: Sequence[NDArray[np.float32]], batch: SequenceBatch) -> Tensor:

@@ -113,17 +113,18 @@ class RoleHost:
                 seed=config.seed,
                 packing=config.algorithm.ptx.packing,
             )
-        critic = build_critic(config, self._backbone, policy_adapter=self._adapter)
+        critic = build_critic(config, self._backbone, policy_adapter=self._adapter) if config.has_critic else None
         self._ranks.require_same(f"the model in model.path={config.model.path}", self._backbone.fingerprint)
         if self._is_sharded:
             self._shard(critic)
         return Learner(self._causal_policy(), critic, config=config, ptx=ptx, ranks=self._ranks)
 
-    def _shard(self, critic: ValueModel) -> None:
+    def _shard(self, critic: ValueModel | None) -> None:
         device = resolve_device(self._config.model.device)
-        for backbone in {self._backbone, critic.backbone}:
+        for backbone in {self._backbone, *(() if critic is None else (critic.backbone,))}:
             backbone.shard(device)
-        critic.head.to(device)
+        if critic is not None:
+            critic.head.to(device)
 
     def _causal_policy(self) -> CausalPolicy:
         temperature = self._config.rollout.sampling.temperature

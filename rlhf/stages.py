@@ -75,6 +75,14 @@ _ALL = (
         is_resumable=True,
     ),
     Stage(
+        name="dpo",
+        summary="optimise a policy on ranked responses directly, without a reward model (a baseline for ppo)",
+        config="rlhf.config:DpoConfig",
+        run="rlhf.trainers.dpo:run",
+        examples=("configs/tiny/dpo.yaml", "configs/tiny/dpo.yaml beta=0.3 data.train=pairs.jsonl"),
+        is_resumable=True,
+    ),
+    Stage(
         name="normalize-reward",
         summary="fit the scale of a reward model that has none, such as one trained elsewhere",
         config="rlhf.scoring.config:NormalizeRewardConfig",

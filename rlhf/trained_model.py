@@ -63,7 +63,7 @@ class TrainedModel:
                 self.parameters,
                 step=self.steps_done,
                 loss=loss,
-                norm_of=self._gradient_norm,
+                norm_of=self._norm_of,
             )
         except NonFiniteLossError as error:
             raise error.of(self.name) from error
@@ -84,21 +84,31 @@ class TrainedModel:
         for _, of_model in self._of_model:
             of_model.grad = None
 
-    def gradients(self) -> list[Tensor]:
-        """Copies of the accumulated gradients."""
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the accumulated gradients, a float32 scalar on their device; 0 where there are none."""
         self.collect_gradients()
-        return [p.grad.clone() for _, p in self.parameters if p.grad is not None]
+        return self._norm_of([parameter for _, parameter in self.parameters])
 
-    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
-        """L2 norm of tensors that belong to the gradients as `gradients` gave them, over all ranks."""
-        is_cut = [id(p) in self._cut for _, p in self.parameters if p.grad is not None]
-        squares = torch.stack([tensor.square().sum() for tensor in tensors])
-        if not self._cut:
-            return squares.sum().sqrt()
-        mask = torch.tensor(is_cut, device=squares.device)
-        of_parts = squares[mask].sum()
-        self._ranks.add_up(of_parts)
-        return (squares[~mask].sum() + of_parts).sqrt()
+    def take_gradients(self) -> list[Tensor | None]:
+        """Moves the accumulated gradients out, in the order of `parameters`; what comes next accumulates from none."""
+        self.collect_gradients()
+        taken = [parameter.grad for _, parameter in self.parameters]
+        self.clear_gradients()
+        return taken
+
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Puts back what `take_gradients` has moved out, added to what has come since."""
+        self.collect_gradients()
+        for (_, parameter), gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiplies the accumulated gradients by a scalar."""
+        self.collect_gradients()
+        for _, parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
@@ -112,14 +122,6 @@ class TrainedModel:
         self._ranks.add_up(reached)
         for group in _of_bounded_size([p for p, ranks in zip(whole, reached.tolist(), strict=True) if ranks]):
             self._sum(group)
-
-    def leave_sum_to_first_rank(self) -> None:
-        """Forgets, on all ranks but one, the sum of `sum_gradients`: what is added now can be summed in its turn."""
-        if self._ranks.is_first:
-            return
-        for _, parameter in self.parameters:
-            if id(parameter) not in self._cut:
-                parameter.grad = None
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Moments and, under bfloat16 weights, the rest of their float32 masters, for a checkpoint; cut as they."""
@@ -146,7 +148,7 @@ class TrainedModel:
         for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
             parameter.grad = gradient.view(parameter.shape)
 
-    def _gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _norm_of(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """As `optimization.gradient_norm`, over the parts of all ranks."""
         if not self._cut:
             return gradient_norm(parameters)

@@ -12,8 +12,10 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def stage_of(path: Path) -> str:
-    """configs/<stage>/<name>.yaml, and configs/tiny/<stage>.yaml."""
-    return path.stem if path.parent.name == "tiny" else path.parent.name
+    """configs/<stage>/<name>.yaml, configs/tiny/<stage>.yaml and configs/tiny/<stage>-<variant>.yaml."""
+    if path.parent.name != "tiny":
+        return path.parent.name
+    return next(name for name in STAGES if path.stem == name or path.stem.startswith(f"{name}-"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -135,13 +135,15 @@ def write_reward_adapter(folder: Path, base: str | Path, *, seed: int = 7) -> Pa
 def build_learner(
     config: PpoConfig, *, backbone: Backbone | None = None, ranks: Ranks = ALONE, is_sharded: bool = False
 ) -> Learner:
-    """A learner as the learner role builds it, with a critic whose head is random."""
+    """A learner as the learner role builds it, with a critic, where it has one, that starts from a random head."""
     backbone = load_backbone(config.model) if backbone is None else backbone
     tuning = config.model.tuning
     adapter = prepare_policy(backbone, tuning, seed=config.seed)
     policy = CausalPolicy(backbone, adapter=adapter, temperature=config.rollout.sampling.temperature)
     head = ScalarHead(backbone.hidden_size, seed=5)
-    if config.critic_kind == "head":
+    if not config.has_critic:
+        critic = None
+    elif config.critic_kind == "head":
         critic = ValueModel(backbone, adapter=adapter, head=head, trains_body=False)
     elif isinstance(tuning, FullTuning):
         critic = ValueModel(load_backbone(config.model), adapter=None, head=head)
@@ -150,7 +152,7 @@ def build_learner(
         critic = ValueModel(backbone, adapter="critic", head=head)
     ptx = None if config.algorithm.ptx is None else text_stream(config, backbone.tokenizer)
     if is_sharded:
-        for model in {backbone, critic.backbone}:
+        for model in {part.backbone for part in (policy, critic) if part is not None}:
             model.shard(model.device)
     return Learner(policy, critic, config=config, ptx=ptx, ranks=ranks)
 
@@ -161,7 +163,7 @@ def text_stream(config: PpoConfig, tokenizer: PreTrainedTokenizerBase) -> TextSt
     return TextStream(STORIES, tokenizer, sequence_tokens=config.algorithm.ptx.sequence_tokens, seed=config.seed)
 
 
-def experience_for(learner: Learner, *, rows: Sequence[int] = (0, 1, 2)) -> Experience:
+def experience_for(learner: Learner, *, rows: Sequence[int] = (0, 1, 2), has_critic: bool = True) -> Experience:
     """Some of the `RAGGED` sequences with log-probs and values of the learner itself, and fixed advantages."""
     prompts = [np.array(RAGGED[row][0], dtype=np.int32) for row in rows]
     responses = [np.array(RAGGED[row][1], dtype=np.int32) for row in rows]
@@ -169,9 +171,9 @@ def experience_for(learner: Learner, *, rows: Sequence[int] = (0, 1, 2)) -> Expe
         prompts=prompts,
         responses=responses,
         behavior_logprobs=learner.logprobs(prompts, responses),
-        values=learner.values(prompts, responses),
+        values=learner.values(prompts, responses) if has_critic else (),
         advantages=[_float32(ADVANTAGES[row]) for row in rows],
-        returns=[_float32(RETURNS[row]) for row in rows],
+        returns=[_float32(RETURNS[row]) for row in rows] if has_critic else (),
     )
 
 

@@ -1,6 +1,7 @@
 """From scores and KL to per-token rewards, advantages and returns.
 
-Owns the reward of the RLHF episode, the rule for a missing end-of-sequence token and generalised advantage estimation.
+Owns the reward of the RLHF episode, the rule for a missing end-of-sequence token, generalised advantage estimation, and
+the two advantages that take the other responses to a prompt in place of a critic.
 Whitening is not done here (see `masked.whiten`): returns, the critic's targets, come from unwhitened advantages.
 
 Every mask is right-padded: the tokens of a response are columns 0 .. length - 1 of its row.
@@ -117,6 +118,71 @@ def gae(
         running = deltas[:, t] + gamma * lam * running
         advantages[:, t] = running
     return advantages, advantages + values
+
+
+def rloo(rewards: Tensor, group: Tensor) -> Tensor:
+    """REINFORCE leave-one-out: each reward minus the mean of the others in its group, (B,), detached.
+
+        advantage_i = R_i - sum_{j != i} R_j / (n - 1)
+
+    (Ahmadian et al. 2024, arXiv:2402.14740, section 3.3; Kool et al. 2019.) The baseline of a response does not contain
+    its own reward, so the gradient is unbiased. A response that is alone in its group has nothing to be compared with:
+    its advantage is 0.
+
+    Args:
+        rewards: (B,) reward of each whole response, KL penalty included.
+        group: (B,) int64 >= 0, equal for the responses to one prompt; members need not stand together, and groups may
+            be of different sizes.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    members, totals = _of_each_group(rewards.detach(), group)
+    others = (totals - rewards.detach()) / (members - 1).clamp(min=1)
+    return torch.where(members > 1, rewards.detach() - others, 0.0)
+
+
+def grpo(rewards: Tensor, group: Tensor, *, divide_by_std: bool = True, epsilon: float = 1e-4) -> Tensor:
+    """Group-relative advantages: each reward standardised within its group, (B,), detached.
+
+        advantage_i = (R_i - mean(R)) / (std(R) + epsilon)
+
+    (Shao et al. 2024, arXiv:2402.03300, section 4.1.2.) The standard deviation has n - 1 in its denominator, as in TRL;
+    the paper does not say. Where we differ: R contains the KL penalty, which is standardised with it; the paper adds
+    beta * k3 to the loss instead, out of reach of the division. And every token of a step has the same say in the loss;
+    in the paper every response has, whatever its length. A response that is alone in its group has advantage 0.
+
+    Args:
+        rewards: (B,) reward of each whole response, KL penalty included.
+        group: (B,) int64 >= 0, equal for the responses to one prompt (see `rloo`).
+        divide_by_std: False gives R_i - mean(R) (Liu et al. 2025, arXiv:2503.20783), which is (n - 1) / n times `rloo`.
+        epsilon: Added to the standard deviation; rewards that differ by rounding alone must not become advantages.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    members, totals = _of_each_group(rewards.detach(), group)
+    centred = torch.where(members > 1, rewards.detach() - totals / members, 0.0)
+    if not divide_by_std:
+        return centred
+    _, squares = _of_each_group(centred.square(), group)
+    return centred / ((squares / (members - 1).clamp(min=1)).sqrt() + epsilon)
+
+
+def group_sizes(group: Tensor) -> Tensor:
+    """(B,) int64, how many responses share the group of each."""
+    return torch.bincount(group)[group]
+
+
+def _of_each_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) number of members of each response's group, and the sum of their values."""
+    if values.dim() != 1 or values.shape != group.shape:
+        raise ValueError(
+            f"rewards has shape {tuple(values.shape)} and group {tuple(group.shape)}; both must be (responses,): give "
+            "one reward and one group for each response"
+        )
+    totals = values.new_zeros(int(group.max()) + 1 if len(group) else 0).index_add(0, group, values)
+    return group_sizes(group), totals[group]
 
 
 def _require_right_padded(mask: Tensor, **tensors: Tensor) -> None:

@@ -1,12 +1,15 @@
 """The pretraining term of PPO-ptx.
 
-Owns the loss of the separate pretraining stream, and what its coefficient means. The coefficient itself is in the
-learner's config, the next-token shift in `policies.logprobs`.
+Owns the loss of the separate pretraining stream, what its coefficient means, and the coefficient that keeps the balance
+of two gradients. The coefficient itself is in the learner's config, the next-token shift in `policies.logprobs`.
 """
 
 from torch import Tensor
 
 from rlhf.algorithms.masked import require_mask, token_mean
+
+_SMALLEST_NORM = 1e-12
+"""Below it a gradient counts as none."""
 
 
 def ptx_loss(
@@ -50,3 +53,24 @@ def ptx_loss(
     require_mask(mask, logprobs=logprobs)
     loss = token_mean(-logprobs, mask, token_count)
     return loss, {"nll": loss.detach()}
+
+
+def balanced_coefficient(ptx_norm: Tensor, policy_norm: Tensor, gradient_ratio: float) -> Tensor:
+    """Coefficient c of the pretraining loss with ||c * g_ptx|| = gradient_ratio * ||g_policy||, a scalar.
+
+    A fixed coefficient fits one phase of a run: the policy's gradient shrinks as advantages do and the pretraining
+    gradient grows as the policy drifts, or the other way round. (The ratio of norms is the one of GradNorm, Chen et al.
+    2018, set in each minibatch instead of learned.) Where the policy has no gradient the text gets none, so text alone
+    moves nothing.
+
+    Args:
+        ptx_norm: L2 norm of the gradient of the pretraining loss at coefficient 1, over all that trains.
+        policy_norm: L2 norm of the gradient of everything else, over the same.
+        gradient_ratio: Wanted ratio of the two, above 0.
+
+    Raises:
+        ValueError: if the ratio is not above 0.
+    """
+    if not gradient_ratio > 0:
+        raise ValueError(f"gradient_ratio is {gradient_ratio}; it must be above 0: 0.1 to 1 are usual")
+    return gradient_ratio * policy_norm / ptx_norm.clamp(min=_SMALLEST_NORM)

@@ -34,6 +34,13 @@ CONSOLE_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("rm/eval_accuracy", "held-out accuracy"),
         ("time/step", "s"),
     ),
+    "dpo": (
+        ("rm/loss", "loss"),
+        ("rm/accuracy", "accuracy"),
+        ("rm/margin", "margin"),
+        ("rm/eval_accuracy", "held-out accuracy"),
+        ("time/step", "s"),
+    ),
     "ppo": (
         ("objective/scores", "score"),
         ("objective/kl", "kl"),

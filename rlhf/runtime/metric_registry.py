@@ -36,7 +36,7 @@ GROUPS = {
     "loss": "What the optimizer minimises.",
     "policy": "The size and quality of the policy's updates.",
     "critic": "How well the critic predicts returns.",
-    "rm": "Reward model on ranked responses: training steps, and the held-out split.",
+    "rm": "Reward model, or the implicit reward of DPO, on ranked responses: training steps, and the held-out split.",
     "eval": "Held-out measurements.",
     "rollout": "The sampled responses.",
     "sync": "Weight transfer from learner to rollout workers.",
@@ -59,6 +59,8 @@ _DOCUMENTED = (
     Metric(
         "objective/score_length_correlation", "1", "Pearson correlation of score and length; absent if one is constant."
     ),
+    Metric("objective/lone_responses", "responses", "Responses whose group lost all others; their advantage is 0."),
+    Metric("objective/equal_score_groups", "share", "Share of prompts whose responses all have the same score."),
     Metric("objective/entropy", _PER_SEQUENCE, "Mean over responses of the summed -log p of the sampled tokens."),
     Metric("loss/train", "nats", "Training loss of the step; for a language model, cross-entropy per token."),
     Metric("loss/policy", "1", "Clipped policy loss, mean over the step's minibatches."),
@@ -76,6 +78,7 @@ _DOCUMENTED = (
     Metric("policy/first_step_ratio_error", "1", "Largest |ratio - 1| before the first update; above rounding, a bug."),
     Metric("policy/grad_norm", "1", "Global gradient norm before clipping."),
     Metric("policy/lr", "1", "Learning rate of the policy."),
+    Metric("policy/ptx_coefficient", "1", "Coefficient of the ptx loss that `algorithm.ptx.gradient_ratio` led to."),
     Metric("policy/ptx_gradient_ratio", "1", "Gradient norm of the weighted ptx loss over that of the policy loss."),
     Metric("critic/explained_var", "1", "1 - Var(returns - values) / Var(returns); 0 is no better than a constant."),
     Metric("critic/clipfrac", "share", "Share of tokens whose gradient the value clip removes."),
@@ -88,6 +91,8 @@ _DOCUMENTED = (
     Metric("rm/centering", "reward^2", "Mean of (twice the mean score of a prompt)^2, before its coefficient."),
     Metric("rm/accuracy", "share", "Share of pairs ranked as the labels say; equal scores count one half."),
     Metric("rm/margin", _REWARD, "Mean score difference between better and worse response."),
+    Metric("rm/chosen_mean", _REWARD, "Mean implicit reward of preferred responses; below 0 they lost probability."),
+    Metric("rm/rejected_mean", _REWARD, "Mean implicit reward of the other responses."),
     Metric("rm/score_mean", _REWARD, "Mean score of all responses."),
     Metric("rm/score_std", _REWARD, "Standard deviation of the scores of all responses."),
     Metric("rm/grad_norm", "1", "Global gradient norm of the reward model before clipping."),
@@ -98,7 +103,10 @@ _DOCUMENTED = (
     Metric("rm/eval_margin", _REWARD, "As rm/margin, on the held-out split."),
     Metric("eval/loss", _PER_TOKEN, "Cross-entropy on held-out text."),
     Metric("eval/perplexity", "1", "exp of the cross-entropy per token on held-out text."),
-    Metric("eval/pretrain_perplexity", "1", "Perplexity on held-out pretraining text: the alignment tax."),
+    Metric("eval/pretrain_perplexity", "1", "Perplexity on held-out pretraining text."),
+    Metric(
+        "eval/alignment_tax", _PER_TOKEN, "Rise of the loss on held-out pretraining text since the start of the run."
+    ),
     Metric("eval/win_rate", "share", "Share of prompts on which the candidate scores higher; ties count one half."),
     Metric("eval/win_rate_low", "share", "Lower end of the 95 % bootstrap interval of eval/win_rate."),
     Metric("eval/win_rate_high", "share", "Upper end of the 95 % bootstrap interval of eval/win_rate."),

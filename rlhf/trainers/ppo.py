@@ -98,6 +98,7 @@ class PpoTrainer:
         self._is_synced = False
         self._episodes = 0
         self._tokens = self._logged_tokens = 0
+        self._start_perplexity: float | None = None
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def train(self) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class PpoTrainer:
         self._steps_done = self._saved_step = state.step
         self._buffer.load_state(state.tensors_of("ahead"), driver["ahead"], prompts)
         self._rollouts, self._is_synced = driver["rollouts"], driver["synced"]
+        self._start_perplexity = driver["start_perplexity"]
         if driver["canaries"] is not None:
             ids = [[np.array(row, np.int32) for row in rows] for rows in driver["canaries"]]
             self._canaries = (ids[0], ids[1])
@@ -212,7 +214,7 @@ class PpoTrainer:
         return self._roles.load(self._weights) if not self._config.rollout.max_policy_age else {}
 
     def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
-        """Scores, reference log-probs and values.
+        """Scores, reference log-probs and, where there is a critic, values.
 
         Asked for together, so that they overlap where placement allows it.
         """
@@ -220,10 +222,10 @@ class PpoTrainer:
         responses = [completion.token_ids for completion in batch.completions]
         scores = self._roles.ask_scores(reward_requests(batch, self._inputs.tokenizer))
         reference = self._roles.ask_reference_logprobs(prompts, responses)
-        values = self._roles.learner.call("values", prompts, responses)
+        values = self._roles.learner.call("values", prompts, responses) if self._config.has_critic else None
         reward = scores()
         _warn_of_unscored(reward)
-        return reward, reference(), values.result(self._roles.timeout_seconds)
+        return reward, reference(), [] if values is None else values.result(self._roles.timeout_seconds)
 
     def _after_step(self, metrics: Metrics) -> None:
         """Samples, checkpoint and the log line of the step that just ended."""
@@ -267,7 +269,10 @@ class PpoTrainer:
             self._metrics.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
             metrics["eval/score"] = _mean_of_scored(reward.scores)
         if self._inputs.held_out_texts:
-            metrics["eval/pretrain_perplexity"] = self._roles.learn("perplexity", self._inputs.held_out_texts)
+            perplexity = self._roles.learn("perplexity", self._inputs.held_out_texts)
+            self._start_perplexity = self._start_perplexity or perplexity
+            metrics["eval/pretrain_perplexity"] = perplexity
+            metrics["eval/alignment_tax"] = math.log(perplexity / self._start_perplexity)
         return metrics
 
     def _rollout_metrics(self, batch: RolloutBatch) -> Metrics:
@@ -308,6 +313,7 @@ class PpoTrainer:
             "ahead": ahead,
             "synced": self._roles.rollout.version == self._version,
             "canaries": canaries,
+            "start_perplexity": self._start_perplexity,
         }
         tensors = {**tensors, **with_owner("ahead", ahead_tensors)}
         state = TrainingState(self._steps_done, tensors, {"learner": values, "driver": driver})
@@ -337,6 +343,7 @@ class PpoTrainer:
             "kl": mean("objective/kl", rows[-window:]),
             "averaged_steps": window,
             "pretrain_ppl": last.get("eval/pretrain_perplexity"),
+            "alignment_tax": last.get("eval/alignment_tax"),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": float(sum(row["time/step"] for row in rows)),
             **self._checkpoints.summary(),

@@ -7,14 +7,13 @@ the steps (`rlhf.trainers.trl_sft`); which tokens are learned is decided in `rlh
 import logging
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
-from policies.loading import Backbone, load_backbone, prepare_policy
+from policies.loading import load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
 from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
@@ -33,7 +32,8 @@ from rlhf.runtime.training_state import (
     optimizer_tensors,
     with_owner,
 )
-from rlhf.trainers.trl_sft import StepReport, TrlSettings, train_with_trl
+from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
+from rlhf.trainers.trl_sft import train_with_trl
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SftInputs:
     def __init__(self, config: SftConfig) -> None:
         self.backbone = load_backbone(config.model)
         self.adapter = prepare_policy(self.backbone, config.model.tuning, seed=config.seed)
-        _require_context(config.max_tokens, self.backbone)
+        require_context(config.max_tokens, self.backbone)
         self.skipped: list[str] = []
         self.examples = self._examples(config, config.data.train, "data.train")
         self.held_out = [] if config.data.eval is None else self._examples(config, config.data.eval, "data.eval")
@@ -99,19 +99,6 @@ class SftInputs:
         return result.examples
 
 
-def example_order(lengths: Sequence[int], *, epochs: float, examples_per_step: int, seed: int) -> list[int]:
-    """ceil(epochs * N) indices of N examples: a permutation for each epoch, a function of seed and epoch alone.
-
-    Within an optimizer step, examples stand by length: the step's gradient does not depend on their order, and
-    micro-batches of similar lengths need less padding.
-    """
-    count = len(lengths)
-    permutations = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(math.ceil(epochs))]
-    order: list[int] = np.concatenate(permutations)[: math.ceil(epochs * count)].tolist()
-    steps = [order[start : start + examples_per_step] for start in range(0, len(order), examples_per_step)]
-    return [index for step in steps for index in sorted(step, key=lambda index: lengths[index])]
-
-
 class SftRun:
     """The state between steps: weights, moments and how many steps are done."""
 
@@ -123,8 +110,8 @@ class SftRun:
         self._policy = CausalPolicy(inputs.backbone, adapter=inputs.adapter, temperature=1.0)
         self._parameters = self._policy.trainable()
         self._optimizer = build_optimizer(self._parameters, config.optimizer)
-        lengths = np.array([len(example.token_ids) for example in inputs.examples])
-        self._tokens_after = np.cumsum(lengths[inputs.order])
+        lengths = [len(example.token_ids) for example in inputs.examples]
+        self._progress = Progress(lengths, inputs.order, config.examples_per_step)
         self._steps_done = 0
         self._checkpoints = KeptCheckpoints(folder, config.checkpoint, total_steps)
         self._eval_loss = math.nan
@@ -196,7 +183,7 @@ class SftRun:
             "loss/train": report.loss,
             "policy/grad_norm": report.grad_norm,
             "progress/lr": report.learning_rate,
-            **self._progress(trained - self._step_started),
+            **self._progress.after(report.steps_done, trained - self._step_started),
             "perf/peak_memory_mib": peak_memory_mib(self._inputs.backbone.device),
         }
         is_last = self._steps_done == self._total_steps
@@ -211,17 +198,6 @@ class SftRun:
                 self.save_model(BEST_MODEL)
             self._save()
         self._step_started = time.perf_counter()
-
-    def _progress(self, seconds: float) -> dict[str, float]:
-        examples = min(self._steps_done * self._config.examples_per_step, len(self._inputs.order))
-        before = (self._steps_done - 1) * self._config.examples_per_step
-        tokens = int(self._tokens_after[examples - 1])
-        step_tokens = tokens - (int(self._tokens_after[before - 1]) if before else 0)
-        return {
-            "perf/tokens_per_s": step_tokens / seconds,
-            "progress/tokens": float(tokens),
-            "progress/epoch": examples / len(self._inputs.examples),
-        }
 
     def _save(self) -> None:
         tensors = {
@@ -245,10 +221,3 @@ class SftRun:
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
             **self._checkpoints.summary(),
         }
-
-
-def _require_context(max_tokens: int, backbone: Backbone) -> None:
-    if max_tokens > backbone.context_tokens:
-        raise ValueError(
-            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens; lower it"
-        )

@@ -1,14 +1,27 @@
 """What must hold in every PPO run, whatever its numbers: first ratio, determinism, independence of how work is cut."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from policies.causal import CausalPolicy
+from policies.loading import load_backbone
 from rlhf.config import PpoConfig
 from rlhf.runtime.metric_registry import require_documented
 from rlhf.runtime.run_folder import RunFiles
-from tests.tiny_ppo import comparable, merged, metrics_of, ppo_settings, run_ppo, with_ptx, write_reward_adapter
+from rlhf.text_stream import perplexity
+from tests.tiny_ppo import (
+    STORIES,
+    comparable,
+    merged,
+    metrics_of,
+    ppo_settings,
+    run_ppo,
+    with_ptx,
+    write_reward_adapter,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +89,18 @@ def test_the_objective_is_the_score_less_the_penalty_and_the_controller_steers_i
     # Ziegler et al. 2019 with target 6 and horizon 10000: a KL near 0 is more than 20 % below the target.
     assert first["objective/kl_coef"] == 0.05
     assert second["objective/kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 6 / 10000), rel=1e-9)
+
+
+def test_the_alignment_tax_is_the_rise_of_the_loss_on_text_since_the_start(
+    straight: RunFiles, settings: dict[str, Any]
+) -> None:
+    (row,) = [row for row in metrics_of(straight) if "eval/alignment_tax" in row]
+    config = PpoConfig.model_validate(settings)
+    policy = CausalPolicy(load_backbone(config.model), adapter=None, temperature=1.0)
+    start = perplexity(policy, STORIES[:2])
+    assert row["eval/alignment_tax"] == pytest.approx(math.log(row["eval/pretrain_perplexity"] / start), abs=1e-5)
+    assert abs(row["eval/alignment_tax"]) > 1e-5
+    assert straight.read_summary()["alignment_tax"] == row["eval/alignment_tax"]
 
 
 def test_every_metric_of_a_run_is_documented(straight: RunFiles) -> None:

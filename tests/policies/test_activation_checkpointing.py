@@ -58,6 +58,46 @@ def test_gradients_are_bitwise_those_of_kept_activations(
     assert max(float(gradient.abs().max()) for gradient in kept.values()) > 0.1
 
 
+@pytest.mark.parametrize("order", [("policy", "critic"), ("critic", "policy")], ids=["policy first", "critic first"])
+def test_each_adapter_is_computed_again_as_itself_and_nothing_else_gets_a_gradient(
+    backbone: Backbone, batch: SequenceBatch, order: tuple[str, str]
+):
+    backbone = with_two_adapters(backbone)
+    backbone.adapters.add("reward", LoraTuning(rank=2), seed=2)
+    randomize(backbone.adapters, "reward", seed=2)
+
+    def loss_of(name: str) -> Tensor:
+        with backbone.adapters.use(name):
+            states = backbone.row_states(batch.input_ids, batch.attention_mask)[batch.attention_mask]
+        return (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum()
+
+    def gradients_of(name: str) -> list[Tensor]:
+        parameters = [parameter for _, parameter in backbone.adapters.parameters(name)]
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return gradients
+
+    # By itself, from activations that are kept: nothing is switched between forward and backward.
+    alone: dict[str, list[Tensor]] = {}
+    for name in order:
+        loss_of(name).backward()
+        alone[name] = gradients_of(name)
+
+    backbone.checkpoint_activations()
+    losses = {name: loss_of(name) for name in ("policy", "critic")}
+    with torch.no_grad():
+        loss_of("reward")
+    with backbone.adapters.use("reward"):  # What is on during the backward pass must not matter.
+        for name in order:
+            losses[name].backward()
+    trained = {id(parameter) for name in order for _, parameter in backbone.adapters.parameters(name)}
+    assert all(parameter.grad is None for parameter in backbone.model.parameters() if id(parameter) not in trained)
+    for name in order:
+        assert max(float(gradient.abs().max()) for gradient in alone[name]) > 0.1
+        assert all(torch.equal(a, b) for a, b in zip(gradients_of(name), alone[name], strict=True))
+
+
 def test_each_layer_runs_once_more_with_gradients_and_only_then(backbone: Backbone, batch: SequenceBatch):
     backbone = with_two_adapters(backbone)
     calls: list[nn.Module] = []

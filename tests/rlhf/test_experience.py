@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from reward.interface import RewardFailure, RewardOutput
-from rlhf.config import AlgorithmConfig, MissingEosConfig
-from rlhf.experience import NoScoredSamplesError, build_experience
+from rlhf.config import AlgorithmConfig, GaeAdvantages, GrpoAdvantages, MissingEosConfig, RlooAdvantages
+from rlhf.experience import Experience, NoScoredSamplesError, build_experience
+from rlhf.runtime.metric_registry import require_documented
 from rollout.types import Completion, FinishReason, Prompt, PromptFailure, RolloutBatch
 
 
@@ -38,7 +39,7 @@ def test_returns_and_metrics_match_values_worked_by_hand() -> None:
         _output(2.0, -1.0),
         [_f32(-1.5, -1), _f32(-2.5)],
         [_f32(0.5, 1.0), _f32(0.3)],
-        algorithm=AlgorithmConfig(gae_lambda=0.5),
+        algorithm=AlgorithmConfig(advantages=GaeAdvantages(gae_lambda=0.5)),
         kl_coefficient=0.1,
     )
     np.testing.assert_allclose(experience.returns[0], [1.5, 2.1], rtol=1e-6)
@@ -123,3 +124,61 @@ def test_responses_that_were_never_generated_count_as_dropped() -> None:
     output = _output(1.0, float("nan"), failures=(RewardFailure(1, "timeout"),))
     _, metrics = build_experience(batch, output, rows, rows, algorithm=AlgorithmConfig(), kl_coefficient=0.1)
     assert metrics["rollout/dropped"] == 5
+
+
+# --- without a critic -------------------------------------------------------------------------------------------------
+
+
+def _groups_of(*prompt_ids: str) -> RolloutBatch:
+    """One response for each id: of 2 tokens for the first, of 1 for the others; log-probs of -1 each."""
+    lengths = [2] + [1] * (len(prompt_ids) - 1)
+    prompts = [Prompt(id=name, text="p", token_ids=np.array([7], np.int32)) for name in prompt_ids]
+    completions = [
+        Completion(name, 0, np.arange(length, dtype=np.int32), _f32(*[-1.0] * length), "stop", 3)
+        for name, length in zip(prompt_ids, lengths, strict=True)
+    ]
+    return RolloutBatch(prompts, completions)
+
+
+def _critic_free(
+    batch: RolloutBatch, output: RewardOutput, advantages: RlooAdvantages | GrpoAdvantages
+) -> tuple[Experience, dict[str, float]]:
+    # The first token's log-prob under the reference is -1.5, all others agree with the policy: KL 0.5 nats.
+    reference = [_f32(-1.5, -1.0), *[_f32(-1.0)] * (len(batch) - 1)]
+    algorithm = AlgorithmConfig(advantages=advantages)
+    return build_experience(batch, output, reference, (), algorithm=algorithm, kl_coefficient=0.2)
+
+
+def test_each_token_has_its_response_s_leave_one_out_advantage_kl_included() -> None:
+    # Rewards: a 3 - 0.2 * 0.5 = 2.9 and 1; b 4, 0 and -1, in turns.
+    batch = _groups_of("a", "b", "a", "b", "b")
+    experience, metrics = _critic_free(batch, _output(3.0, 4.0, 1.0, 0.0, -1.0), RlooAdvantages())
+    expected = [[1.9, 1.9], [4 - (0 - 1) / 2], [-1.9], [0 - (4 - 1) / 2], [-1 - (4 + 0) / 2]]
+    for row, wanted in zip(experience.advantages, expected, strict=True):
+        np.testing.assert_allclose(row, wanted, rtol=1e-6)
+    assert (len(experience.values), len(experience.returns)) == (0, 0)
+    assert not any(key.startswith("critic/") for key in metrics)
+    assert (metrics["objective/lone_responses"], metrics["objective/equal_score_groups"]) == (0.0, 0.0)
+    require_documented(metrics)
+
+
+def test_a_group_that_lost_members_is_compared_among_the_rest_and_a_lone_response_has_no_advantage() -> None:
+    batch = _groups_of("a", "b", "a", "b", "b")
+    lost = float("nan")
+    experience, metrics = _critic_free(batch, _output(3.0, 4.0, lost, lost, -1.0), RlooAdvantages())
+    # Left: the first of a, alone; of b 4 and -1.
+    for row, wanted in zip(experience.advantages, [[0.0, 0.0], [5.0], [-5.0]], strict=True):
+        np.testing.assert_allclose(row, wanted, rtol=1e-6)
+    assert (metrics["objective/lone_responses"], metrics["rollout/dropped"]) == (1.0, 2.0)
+
+
+def test_grpo_divides_by_the_spread_of_the_group() -> None:
+    batch = _groups_of("a", "b", "a", "b", "b")
+    output = _output(3.0, 5.0, 1.0, 5.0, 5.0)
+    experience, metrics = _critic_free(batch, output, GrpoAdvantages())
+    # Of two, each is 1 / sqrt(2) standard deviations away from the mean; of b all are equal.
+    for row, wanted in zip(experience.advantages, [[0.7071, 0.7071], [0], [-0.7071], [0], [0]], strict=True):
+        np.testing.assert_allclose(row, wanted, rtol=1e-3)
+    assert metrics["objective/equal_score_groups"] == 0.5
+    centred, _ = _critic_free(batch, output, GrpoAdvantages(divide_by_std=False))
+    np.testing.assert_allclose(centred.advantages[0], [0.95, 0.95], rtol=1e-6)

@@ -202,6 +202,39 @@ def test_ptx_reports_its_loss_and_the_ratio_of_the_gradients(settings: dict[str,
     assert 5.0 < metrics["loss/ptx"] < 20.0
 
 
+@pytest.mark.parametrize("variant", [{}, BFLOAT16], ids=["lora", "full in bfloat16"])
+def test_a_balanced_mix_has_the_wanted_ratio_whatever_the_size_of_the_text_gradient(
+    settings: dict[str, Any], tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    plain = merged(settings, optimizer=STEP_IS_GRADIENT, algorithm=ONE_PASS, **variant)
+    fixed = with_ptx(tmp_path, plain)
+    balance = {"ptx": {"coefficient": None, "gradient_ratio": 0.25}}
+    metrics: dict[str, float] = {}
+    steps: list[dict[str, Tensor]] = []
+    for settings_of_one in (plain, fixed, merged(fixed, algorithm=balance)):
+        learner = learner_of(settings_of_one)
+        experience = experience_for(learner)
+        before = policy_weights(learner)
+        metrics = learner.update(experience, step=0)
+        steps.append({name: tensor - before[name] for name, tensor in policy_weights(learner).items()})
+    assert metrics["policy/ptx_gradient_ratio"] == pytest.approx(0.25, rel=1e-4)
+    if variant:
+        return  # The steps of bfloat16 weights are too coarse to be compared.
+    # The text's share of both steps has one direction, and the balanced one is a quarter as long as the PPO step.
+    without, mixed, balanced = steps
+    text = {name: balanced[name] - without[name] for name in without}
+    expected = {name: metrics["policy/ptx_coefficient"] / 0.5 * (mixed[name] - without[name]) for name in without}
+    assert relative_difference(text, expected) < 1e-3
+    norms = [math.sqrt(sum(float(t.square().sum()) for t in step.values())) for step in (text, without)]
+    assert norms[0] == pytest.approx(0.25 * norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("weights", [{"gradient_ratio": 0.1}, {"coefficient": None}], ids=["both", "neither"])
+def test_a_mix_has_exactly_one_weight(settings: dict[str, Any], tmp_path: Path, weights: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"coefficient=.* and gradient_ratio=.* give one of them, and null"):
+        config_of(with_ptx(tmp_path, settings), algorithm={"ptx": weights})
+
+
 def test_a_positive_advantage_makes_its_token_likelier_and_a_negative_one_less_likely(settings: dict[str, Any]) -> None:
     for advantage in (2.0, -2.0):
         learner = learner_of(settings, algorithm=ONE_PASS, optimizer={"learning_rate": 1e-4})
@@ -319,6 +352,43 @@ def test_no_gradient_outlives_an_update_and_none_reaches_the_base(settings: dict
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
     trained = {id(p) for name in ("policy", "critic") for _, p in backbone.adapters.parameters(name)}
     assert all(p.requires_grad == (id(p) in trained) for p in backbone.model.parameters())
+
+
+# --- without a critic -------------------------------------------------------------------------------------------------
+
+CRITIC_FREE = {
+    "algorithm": {"advantages": {"kind": "rloo"}},
+    "rollout": {"responses_per_prompt": 2},
+    "critic": {},
+}
+
+
+@pytest.mark.parametrize("tuning", [{}, FULL], ids=["lora", "full"])
+def test_without_a_critic_the_policy_takes_the_same_steps_and_nothing_else_exists(
+    settings: dict[str, Any], tuning: dict[str, Any]
+) -> None:
+    settings = merged(settings, model={"tuning": tuning} if tuning else {})
+    alone = learner_of({**settings, "critic": {}}, **CRITIC_FREE)
+    beside = learner_of(settings)
+    experience = experience_for(beside)
+    without = replace(experience, values=(), returns=())
+    metrics, expected = alone.update(without, step=0), beside.update(experience, step=0)
+    assert largest_difference(policy_weights(alone), policy_weights(beside)) == 0.0
+    assert {key for key in expected if key not in metrics} == {key for key in expected if "critic" in key} | {
+        "loss/value"
+    }
+    assert {key: metrics[key] for key in metrics} == {key: expected[key] for key in metrics}
+    assert not [name for name in snapshot(alone).tensors if name.startswith("critic")]
+    assert set(snapshot(alone).values["learner"]) == {"policy_updates", "ptx"}
+
+
+def test_a_critic_and_advantages_that_need_none_are_a_bug(settings: dict[str, Any]) -> None:
+    config = config_of({**settings, "critic": {}}, **CRITIC_FREE)
+    backbone = twin_of(settings)
+    policy = CausalPolicy(backbone, adapter="policy", temperature=1.0)
+    critic = ValueModel(backbone, adapter="policy", head=ScalarHead(backbone.hidden_size))
+    with pytest.raises(AssertionError, match=r"a critic belongs to algorithm\.advantages\.kind=gae"):
+        Learner(policy, critic, config=config)
 
 
 # --- the pretraining mix ----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Which rules a stage gets. Owns no rule."""
 
 from reward.composite import component_names
-from rlhf.config import AdaptiveKl, PpoConfig, RewardConfig, StageConfig
+from rlhf.config import AdaptiveKl, DpoConfig, PpoConfig, RewardConfig, StageConfig
 from rlhf.runtime.health.ppo_drift import (
     ENTROPY_COLLAPSE,
     EOS_RATE_DROP,
@@ -34,6 +34,8 @@ def rules_for(config: StageConfig) -> Rules:
     """The rules that watch a run of this configuration."""
     if isinstance(config, PpoConfig):
         return _ppo_rules_of(config)
+    if isinstance(config, DpoConfig):
+        return dpo_rules()
     return reward_model_rules() if isinstance(config, RewardConfig) else language_model_rules()
 
 
@@ -80,6 +82,11 @@ def language_model_rules() -> Rules:
 def reward_model_rules() -> Rules:
     """The rules of reward models."""
     return _supervised_rules(loss="rm/loss", held_out="rm/eval_loss", gradient="rm/grad_norm")
+
+
+def dpo_rules() -> Rules:
+    """The rules of DPO."""
+    return _supervised_rules(loss="rm/loss", held_out="rm/eval_loss", gradient="policy/grad_norm")
 
 
 def explained_rules() -> Rules:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.advantages import apply_missing_eos, gae, token_rewards
+from rlhf.algorithms.advantages import apply_missing_eos, gae, group_sizes, grpo, rloo, token_rewards
 
 SCORES = torch.tensor([10.0, -3.0])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -142,6 +142,62 @@ def test_a_mask_that_is_not_right_padded_is_refused(row: list[bool]):
 def test_a_single_response_without_batch_dimension_is_refused():
     with pytest.raises(ValueError, match=r"mask has shape \(3,\)"):
         gae(torch.zeros(3), torch.zeros(3), MASK[0])
+
+
+# Groups of 2, 3 and 1, their members not side by side.
+GROUPED_REWARDS = torch.tensor([1.0, 4.0, 2.0, -3.0, 7.0, 5.0])
+GROUP = torch.tensor([2, 0, 2, 0, 1, 0])
+
+
+def test_rloo_matches_values_worked_by_hand():
+    # Group 0: 4, -3, 5. 4 - (-3 + 5) / 2 = 3; -3 - 9 / 2 = -7.5; 5 - 1 / 2 = 4.5. Group 2: 1 - 2 and 2 - 1.
+    assert rloo(GROUPED_REWARDS, GROUP).tolist() == [-1.0, 3.0, 1.0, -7.5, 0.0, 4.5]
+
+
+def test_grpo_matches_values_worked_by_hand():
+    # Group 0: mean 2, squares 4 + 25 + 9 = 38, std sqrt(38 / 2). Group 2: mean 1.5, std sqrt(0.5 / 1).
+    wide, narrow = math.sqrt(19.0) + 0.5, math.sqrt(0.5) + 0.5
+    expected = [-0.5 / narrow, 2 / wide, 0.5 / narrow, -5 / wide, 0.0, 3 / wide]
+    torch.testing.assert_close(grpo(GROUPED_REWARDS, GROUP, epsilon=0.5), torch.tensor(expected))
+    assert group_sizes(GROUP).tolist() == [2, 3, 2, 3, 1, 3]
+
+
+def test_centred_grpo_is_a_fixed_share_of_rloo():
+    share = (group_sizes(GROUP) - 1) / group_sizes(GROUP)
+    torch.testing.assert_close(grpo(GROUPED_REWARDS, GROUP, divide_by_std=False), share * rloo(GROUPED_REWARDS, GROUP))
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo], ids=["rloo", "grpo"])
+def test_advantages_of_a_group_sum_to_zero_and_know_nothing_of_other_groups_or_of_the_level(estimator):
+    advantages = estimator(GROUPED_REWARDS, GROUP)
+    sums = torch.zeros(3).index_add(0, GROUP, advantages)
+    torch.testing.assert_close(sums, torch.zeros(3), atol=1e-5, rtol=0)
+    raised = GROUPED_REWARDS + torch.tensor([10.0, -20.0, 30.0])[GROUP]
+    torch.testing.assert_close(estimator(raised, GROUP), advantages, atol=1e-5, rtol=0)
+    order = torch.tensor([5, 2, 0, 4, 3, 1])
+    torch.testing.assert_close(estimator(GROUPED_REWARDS[order], GROUP[order]), advantages[order])
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo], ids=["rloo", "grpo"])
+def test_lone_responses_and_groups_of_equal_rewards_teach_nothing(estimator):
+    # 0.1 + 0.2 is not 0.3: rounding must not become an advantage of size 1.
+    rewards = torch.tensor([0.3, 0.1 + 0.2, 0.3, 8.0])
+    assert estimator(rewards, torch.tensor([0, 0, 0, 1])).abs().max() < 1e-3
+    assert estimator(torch.zeros(0), torch.zeros(0, dtype=torch.long)).tolist() == []
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo], ids=["rloo", "grpo"])
+def test_advantages_of_a_group_carry_no_gradient_and_keep_what_is_not_finite_to_themselves(estimator):
+    rewards = GROUPED_REWARDS.clone()
+    rewards[4] = math.nan
+    advantages = estimator(rewards.requires_grad_(), GROUP)
+    assert not advantages.requires_grad
+    assert torch.isfinite(advantages[GROUP != 1]).all()
+
+
+def test_rewards_per_token_are_refused_where_one_per_response_is_needed():
+    with pytest.raises(ValueError, match=r"rewards has shape \(2, 3\) and group \(2,\)"):
+        rloo(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
 
 
 HAS_EOS = torch.tensor([True, False, False])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf.algorithms.language_model_losses import ptx_loss
+from rlhf.algorithms.language_model_losses import balanced_coefficient, ptx_loss
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -50.0], [-4.0, math.nan, -50.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -57,3 +57,12 @@ def test_a_text_without_predicted_tokens_is_refused():
 def test_log_probs_of_another_shape_are_refused_by_name():
     with pytest.raises(ValueError, match=r"logprobs has shape \(2, 2\)"):
         ptx_loss(LOGPROBS[:, :2], MASK)
+
+
+def test_the_balanced_coefficient_is_worked_by_hand():
+    # 0.3 of the policy's 4 is 1.2, which is 2.4 times the text's 0.5.
+    assert balanced_coefficient(torch.tensor(0.5), torch.tensor(4.0), 0.3).item() == pytest.approx(2.4)
+    assert balanced_coefficient(torch.tensor(0.5), torch.tensor(0.0), 0.3).item() == 0.0
+    assert math.isfinite(balanced_coefficient(torch.tensor(0.0), torch.tensor(4.0), 0.3).item())
+    with pytest.raises(ValueError, match=r"gradient_ratio is 0\.0; it must be above 0"):
+        balanced_coefficient(torch.tensor(0.5), torch.tensor(4.0), 0.0)

@@ -1,0 +1,248 @@
+"""The loop that TRL's trainers take here: our order, our optimizer, a stop before a bad step, a report of a good one.
+
+Owns what `trl_sft` and `trl_dpo` have in common, and knows transformers' Trainer, not TRL. TRL contributes loss and
+devices; everything that decides a resumed run stays ours (order, schedule, optimizer, checkpoints), so that a run
+continues exactly from any step.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState
+
+from policies.loading import Backbone
+from rlhf.optimization import Schedule, clip_gradients, require_finite
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer step that TRL took.
+
+    Attributes:
+        steps_done: Optimizer steps since the start of the run, this one included.
+        loss: Of the whole step, in the units of the trainer's loss.
+        grad_norm: Global norm before clipping.
+        learning_rate: Rate that the step was taken with.
+        logs: Everything that TRL logged of the step, by its names.
+    """
+
+    steps_done: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    logs: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrlSettings:
+    """What TRL needs to know of a run.
+
+    Attributes:
+        examples_per_step: Examples of one optimizer step.
+        micro_batch_examples: Examples of one forward and backward pass.
+        max_grad_norm: Gradients are scaled down to this norm.
+        seed: Seed that TRL puts into torch's generators; nothing of ours draws from them.
+        scratch_folder: Folder that TRL may create; nothing is written there.
+    """
+
+    examples_per_step: int
+    micro_batch_examples: int
+    max_grad_norm: float
+    seed: int
+    scratch_folder: Path
+
+    def arguments(self, device: torch.device, steps: int) -> dict[str, Any]:
+        """Arguments of any of TRL's configurations.
+
+        TRL's defaults assume a large GPU: bfloat16 and gradient checkpointing on. Neither pays on a CPU.
+        """
+        on_gpu = device.type == "cuda"
+        return {
+            "output_dir": str(self.scratch_folder),
+            "max_steps": steps,
+            "per_device_train_batch_size": self.micro_batch_examples,
+            "gradient_accumulation_steps": self.examples_per_step // self.micro_batch_examples,
+            "max_grad_norm": self.max_grad_norm,
+            "seed": self.seed,
+            "max_length": None,
+            "bf16": trains_in_bfloat16(device),
+            "gradient_checkpointing": False,
+            "use_cpu": not on_gpu,
+            "dataloader_pin_memory": on_gpu,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "save_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+        }
+
+
+def example_order(lengths: Sequence[int], *, epochs: float, examples_per_step: int, seed: int) -> list[int]:
+    """ceil(epochs * N) indices of N examples: a permutation for each epoch, a function of seed and epoch alone.
+
+    Within an optimizer step, examples stand by length: the step's gradient does not depend on their order, and
+    micro-batches of similar lengths need less padding.
+    """
+    count = len(lengths)
+    permutations = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(math.ceil(epochs))]
+    order: list[int] = np.concatenate(permutations)[: math.ceil(epochs * count)].tolist()
+    steps = [order[start : start + examples_per_step] for start in range(0, len(order), examples_per_step)]
+    return [index for step in steps for index in sorted(step, key=lambda index: lengths[index])]
+
+
+class Progress:
+    """How far a run over examples has come, for its log.
+
+    Args:
+        lengths: Tokens of each example.
+        order: What the whole run trains on, as `example_order` gives it.
+        examples_per_step: Examples of one optimizer step.
+    """
+
+    def __init__(self, lengths: Sequence[int], order: Sequence[int], examples_per_step: int) -> None:
+        self._tokens_after = np.cumsum(np.array(lengths)[order])
+        self._examples, self._per_step = len(lengths), examples_per_step
+
+    def after(self, steps: int, seconds: float) -> dict[str, float]:
+        """The metrics after so many steps, the last of which took `seconds`."""
+        before, done = (min(count * self._per_step, len(self._tokens_after)) for count in (steps - 1, steps))
+        tokens = int(self._tokens_after[done - 1])
+        return {
+            "perf/tokens_per_s": (tokens - (int(self._tokens_after[before - 1]) if before else 0)) / seconds,
+            "progress/tokens": float(tokens),
+            "progress/epoch": done / self._examples,
+        }
+
+
+class OrderedTrainer(Trainer):
+    """Takes examples in the order of the data set, and remembers loss and gradient norm of the step under way.
+
+    Stands before one of TRL's trainers among the bases of a class.
+    """
+
+    step_loss = 0.0
+    step_grad_norm = 0.0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; its loss is its share of the mean over the step."""
+        loss = super().training_step(*args, **kwargs)
+        self.step_loss += loss.item()
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> float:  # noqa: ARG002 - the signature is that of transformers
+        """Ours: it leaves gradients as they are where their norm is not finite, so that the first bad one has a name.
+
+        transformers would make all of them NaN. To be removed when it checks the norm before it clips.
+        """
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        self.step_grad_norm = clip_gradients(optimizer, self.args.max_grad_norm)
+        return self.step_grad_norm
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(cast(datasets.Dataset, self.train_dataset if train_dataset is None else train_dataset))
+
+
+class _StepCallback(TrainerCallback):
+    """Stops before a bad step, and reports each good one. The signatures are those of transformers."""
+
+    def __init__(self, trainer: OrderedTrainer, first_step: int, on_step: Callable[[StepReport], None]) -> None:
+        self._trainer, self._first_step, self._on_step = trainer, first_step, on_step
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        loss, self._trainer.step_loss = self._trainer.step_loss, 0.0
+        model = cast(PreTrainedModel, self._trainer.model)
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        step = self._first_step + state.global_step
+        require_finite(step, named, loss=loss, grad_norm=self._trainer.step_grad_norm)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        logs: dict[str, float] = kwargs["logs"]
+        if "loss" in logs:  # The last call of a run has its duration instead.
+            steps_done = self._first_step + state.global_step
+            self._on_step(StepReport(steps_done, logs["loss"], logs["grad_norm"], logs["learning_rate"], logs))
+
+
+def train_in_order(
+    backbone: Backbone,
+    build: Callable[[tuple[torch.optim.Optimizer, LambdaLR]], OrderedTrainer],
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    first_step: int,
+    on_step: Callable[[StepReport], None],
+) -> None:
+    """Takes every optimizer step of the trainer that `build` makes.
+
+    Args:
+        backbone: The model; what of it requires gradients is what trains.
+        build: Makes the trainer from optimizer and scheduler.
+        optimizer: From `rlhf.optimization`, over the parameters that train.
+        schedule: Learning-rate factor of each step of the whole run.
+        first_step: Steps that are done already.
+        on_step: Called after each step; an exception from it ends training.
+
+    Raises:
+        NonFiniteLossError: before the step that a NaN or infinite loss or gradient would have spoiled.
+    """
+    with _quiet():
+        trainer = build((optimizer, LambdaLR(optimizer, lambda step: schedule(first_step + step))))
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_StepCallback(trainer, first_step, on_step))
+        try:
+            trainer.train()
+        finally:
+            _restore_model(backbone)
+
+
+def trains_in_bfloat16(device: torch.device) -> bool:
+    """Whether TRL multiplies matrices in bfloat16 on this device."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def require_context(max_tokens: int, backbone: Backbone) -> None:
+    """Refuses examples longer than the model reads.
+
+    Raises:
+        ValueError: naming both lengths.
+    """
+    if max_tokens > backbone.context_tokens:
+        raise ValueError(
+            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens; lower it"
+        )
+
+
+def _restore_model(backbone: Backbone) -> None:
+    """Undoes what TRL leaves on the model: train mode, and a forward method that a copy of the model would share."""
+    backbone.model.eval()
+    backbone.model.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences progress bars and advice of libraries; their errors still show."""
+    verbosity, shows_bars = transformers.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            # TRL switches gradient checkpointing on under a name that transformers 5.23 calls deprecated, so switching
+            # it off warns; to be removed when TRL's default goes.
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+            )
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if not shows_bars:
+            datasets.enable_progress_bars()
