@@ -77,6 +77,9 @@ class LearnerRank:
 class LearnerGroup:
     """The handle of all ranks: to its caller, one learner (`rollout.calls.WorkerHandle`).
 
+    Attributes:
+        workers: Handles of the ranks.
+
     Args:
         workers: Handles of `LearnerRank` objects, rank 0 first, which have joined.
         is_sharded: Layers are cut, so that every rank is needed to gather weights.
@@ -88,19 +91,19 @@ class LearnerGroup:
     def __init__(
         self, workers: Sequence[WorkerHandle], *, is_sharded: bool, share: Callable[[Any], Any] = lambda value: value
     ) -> None:
-        self._first, *self._others = workers
+        self.workers = tuple(workers)
         self._share = share
         self._alone = _FIRST_RANK_ANSWERS if is_sharded else _FIRST_RANK_ANSWERS | _FIRST_RANK_HOLDS_ALL
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
         """Starts `method` on every rank that it needs; keywords are for small things."""
+        first, *others = self.workers
         if method in self._alone:
-            return self._first.call("lead", method, *arguments, **keywords)
+            return first.call("lead", method, *arguments, **keywords)
         shared = [self._share(argument) for argument in arguments]
-        answers = [self._first.call("lead", method, *shared, **keywords)]
-        answers += [worker.call("follow", method, *shared, **keywords) for worker in self._others]
-        names = [worker.name for worker in (self._first, *self._others)]
-        return AnswerOfAll(names, method, answers)
+        answers = [first.call("lead", method, *shared, **keywords)]
+        answers += [worker.call("follow", method, *shared, **keywords) for worker in others]
+        return AnswerOfAll([worker.name for worker in self.workers], method, answers)
 
     def restart(self) -> PendingCall:
         """Not possible: what a rank has learned since the last checkpoint is on it alone.

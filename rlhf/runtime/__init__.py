@@ -6,7 +6,7 @@
 - `metric_registry`: every metric's key, unit and meaning. `metrics`: from the loop to metrics.jsonl, terminal and W&B;
   `console` is the terminal's line a step.
 - `health`: rules over the metrics that say what goes wrong and what to do.
-- `placement`: who lives where; `cluster` starts it in Ray; `workers` is how the driver talks to it. `distributed`: ranks
-  of one learner, and their sums.
+- `placement`: who lives where; `cluster` starts it in Ray; `workers` is how the driver talks to it. `distributed`: the
+  ranks of one learner, and their sums.
 - `training_state`: checkpoints of a whole training state.
 """

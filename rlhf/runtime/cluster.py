@@ -111,10 +111,9 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
     this machine is joined only by its address.
 
     Raises:
-        WorkerError: no cluster answers at `address`.
+        WorkerError: no cluster answers at `address`, or it does not let this process in.
     """
-    if address is not None:
-        _require_answer(address)
+    listens = address is not None and _require_answer(address)
     started = not ray.is_initialized()
     if started:
         try:
@@ -129,7 +128,7 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
                 runtime_env={"env_vars": PROCESS_ENVIRONMENT} if address is not None else None,
             )
         except ConnectionError as error:
-            raise _no_cluster(address, error) from error
+            raise (_no_entry(address, error) if listens else _no_cluster(address, error)) from error
     try:
         offered = ray.cluster_resources()
         yield Resources(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
@@ -149,15 +148,29 @@ def put_once(value: object) -> object:
     return _RayFuture("driver", "put", ray.put(value))
 
 
-def _require_answer(address: str) -> None:
-    """Refuses an address where nothing listens; Ray itself would go on trying for minutes."""
+def _require_answer(address: str) -> bool:
+    """Refuses an address where nothing listens; Ray itself would go on trying for minutes.
+
+    Returns:
+        Whether something is known to listen: "auto" and the like are Ray's to resolve.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # "auto" and the like are Ray's to resolve.
+        return False
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise _no_cluster(address, error) from error
+    return True
+
+
+def _no_entry(address: str | None, error: Exception) -> WorkerError:
+    """Ray does not say why; a token is the usual reason, another service behind the port the other one."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return WorkerError(
+        f"placement.address: the Ray cluster at {address!r} does not let this process in ({reason}); if it asks for a "
+        "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), else correct the address"
+    )
 
 
 def _no_cluster(address: str | None, error: Exception) -> WorkerError:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented under this name
 
 from rlhf.runtime.workers import WorkerError
 
@@ -122,7 +123,7 @@ class MeetingPoint:
 
     def __init__(self, host: str, *, timeout_seconds: float) -> None:
         timeout = timedelta(seconds=timeout_seconds)
-        self._store = dist.TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+        self._store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
         self.address = f"{host}:{self._store.port}"
 
 
@@ -143,7 +144,7 @@ def join_ranks(ranks: Ranks, address: str, *, device: torch.device, timeout_seco
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
     with naming_the_rank(ranks):
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
         dist.init_process_group(
             _BACKENDS[device.type], store=store, rank=ranks.index, world_size=ranks.count, timeout=timeout
         )

@@ -20,7 +20,7 @@ class Rank:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.calls: list[tuple[str, ...]] = []
+        self.calls: list[tuple[object, ...]] = []
 
     def lead(self, *call: Any, step: int = 0) -> str:
         self.calls.append(("lead", *call, step))
