@@ -64,14 +64,16 @@ class LearnerRank:
         with naming_the_rank(self._ranks):
             self._host = RoleHost(self._config, ("learner",), threads=self._threads, ranks=self._ranks)
 
-    def lead(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """Runs a method of `RoleHost` beside the other ranks and answers for all."""
-        with naming_the_rank(self._ranks):
-            return getattr(self._host, method)(*arguments, **keywords)
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        """The methods of `RoleHost`, run beside the other ranks. Rank 0 answers; the others' answers stay here."""
+        run = getattr(self.__dict__["_host"], method)
 
-    def follow(self, method: str, *arguments: Any, **keywords: Any) -> None:
-        """Runs what rank 0 runs; the answer is the same and stays here."""
-        self.lead(method, *arguments, **keywords)
+        def run_as_rank(*arguments: Any, **keywords: Any) -> Any:
+            with naming_the_rank(self._ranks):
+                answer = run(*arguments, **keywords)
+            return answer if self._ranks.is_first else None
+
+        return run_as_rank
 
 
 class LearnerGroup:
@@ -97,12 +99,10 @@ class LearnerGroup:
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
         """Starts `method` on every rank that it needs; keywords are for small things."""
-        first, *others = self.workers
         if method in self._alone:
-            return first.call("lead", method, *arguments, **keywords)
+            return self.workers[0].call(method, *arguments, **keywords)
         shared = [self._share(argument) for argument in arguments]
-        answers = [first.call("lead", method, *shared, **keywords)]
-        answers += [worker.call("follow", method, *shared, **keywords) for worker in others]
+        answers = [worker.call(method, *shared, **keywords) for worker in self.workers]
         return AnswerOfAll([worker.name for worker in self.workers], method, answers)
 
     def restart(self) -> PendingCall:

@@ -22,12 +22,12 @@ class Rank:
         self.index = index
         self.calls: list[tuple[object, ...]] = []
 
-    def lead(self, *call: Any, step: int = 0) -> str:
-        self.calls.append(("lead", *call, step))
-        return f"answer of {self.index}"
+    def __getattr__(self, method: str) -> Callable[..., str]:
+        def run(*arguments: Any, step: int = 0) -> str:
+            self.calls.append((method, *arguments, step))
+            return f"answer of {self.index}"
 
-    def follow(self, *call: Any, step: int = 0) -> None:
-        self.calls.append(("follow", *call, step))
+        return run
 
 
 class Scripted:
@@ -68,11 +68,7 @@ def test_every_rank_gets_the_call_and_the_first_one_answers() -> None:
     ranks, copies = [Rank(0), Rank(1), Rank(2)], []
     answer = group_of(ranks, is_sharded=False, copies=copies).call("update", "experience", step=4)
     assert answer.result(5.0) == "answer of 0"
-    assert [rank.calls for rank in ranks] == [
-        [("lead", "update", "experience", 4)],
-        [("follow", "update", "experience", 4)],
-        [("follow", "update", "experience", 4)],
-    ]
+    assert [rank.calls for rank in ranks] == [[("update", "experience", 4)]] * 3
     # One copy for all ranks.
     assert copies == ["experience"]
 
