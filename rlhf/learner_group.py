@@ -41,6 +41,7 @@ class LearnerRank:
     """
 
     def __init__(self, config: PpoConfig, *, ranks: Ranks, threads: int | None = None) -> None:
+        self._host: RoleHost | None = None
         self._config, self._ranks, self._threads = config, ranks, threads
         self._meeting_point: MeetingPoint | None = None
 
@@ -66,7 +67,7 @@ class LearnerRank:
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         """The methods of `RoleHost`, run beside the other ranks. Rank 0 answers; the others' answers stay here."""
-        run = getattr(self.__dict__["_host"], method)
+        run = getattr(self._host, method)
 
         def run_as_rank(*arguments: Any, **keywords: Any) -> Any:
             with naming_the_rank(self._ranks):
