@@ -95,12 +95,21 @@ class RayWorker:
 
 @dataclass(frozen=True, slots=True)
 class ActorRequest:
-    """One actor to start: its name, what it reserves, and how to build its object there."""
+    """One actor to start.
+
+    Attributes:
+        name: For errors.
+        resources: What it reserves.
+        factory: Builds its object there.
+        keywords: Of the factory.
+        concurrency: Calls that run at the same time; those of one caller start in order only where it is 1.
+    """
 
     name: str
     resources: Resources
     factory: Callable[..., object]
     keywords: Mapping[str, Any]
+    concurrency: int = 1
 
 
 @contextmanager
@@ -223,7 +232,12 @@ def _bundle(resources: Resources) -> dict[str, float]:
 
 
 def _start(request: ActorRequest, strategy: PlacementGroupSchedulingStrategy) -> Any:
-    options = {"num_cpus": request.resources.cpus, "num_gpus": request.resources.gpus, "scheduling_strategy": strategy}
+    options = {
+        "num_cpus": request.resources.cpus,
+        "num_gpus": request.resources.gpus,
+        "max_concurrency": request.concurrency,
+        "scheduling_strategy": strategy,
+    }
     return ray.remote(_Actor).options(**options).remote(request.factory, dict(request.keywords))
 
 

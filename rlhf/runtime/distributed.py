@@ -1,7 +1,7 @@
 """Ranks: processes that compute one update together, and the few sums that they need of each other.
 
 Owns torch.distributed: how ranks meet, their backend, their timeouts. Every rank runs the same program on the same
-arguments, so each collective here is reached by all of them, in the same order. It knows no model and no Ray.
+arguments, so each collective here is reached by all of them, in the same order. It knows no model and no actor.
 """
 
 import itertools
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import numpy as np
 import torch
@@ -125,6 +126,14 @@ class MeetingPoint:
         timeout = timedelta(seconds=timeout_seconds)
         self._store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
         self.address = f"{host}:{self._store.port}"
+
+    @classmethod
+    def on_this_node(cls, *, timeout_seconds: float) -> Self:
+        """In a Ray actor, or wherever Ray is installed: at the address by which the nodes of its cluster meet."""
+        # Ray is there wherever there is more than one rank.
+        from ray.util import get_node_ip_address  # noqa: PLC0415 - Ray need not be installed for one rank
+
+        return cls(get_node_ip_address(), timeout_seconds=timeout_seconds)
 
 
 def join_ranks(ranks: Ranks, address: str, *, device: torch.device, timeout_seconds: float) -> None:

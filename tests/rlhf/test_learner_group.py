@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from rlhf.learner_group import AnswerOfAll, LearnerGroup
+from rlhf.learner_group import LearnerGroup
 from rlhf.runtime import placement
 from rlhf.runtime.config import LearnerResources, SplitPlacement
 from rlhf.runtime.distributed import RankError
 from rlhf.runtime.placement import Resources, Seat, refuse_homeless, seats_of
+from rlhf.runtime.rank_actors import AnswerOfAll
 from rlhf.runtime.workers import LocalWorker, WorkerDiedError, WorkerError, WorkerTimeoutError
 from rollout.calls import PendingCall
 
@@ -124,7 +125,7 @@ def test_a_death_explains_what_others_complained_of_before() -> None:
 
 
 def test_what_a_rank_raised_first_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.learner_group._SECONDS_FOR_THE_CAUSE", 0.2)
+    monkeypatch.setattr("rlhf.runtime.rank_actors._SECONDS_FOR_THE_CAUSE", 0.2)
     bad = ValueError("data.pretrain: row 3 is bad")
     with pytest.raises(ValueError, match="row 3 is bad"):
         answer_of(Scripted("mine", None), Scripted(bad, 0.01)).result(60.0)
