@@ -10,7 +10,14 @@ from pydantic import Field, model_validator
 
 from policies.config import ArchitectureConfig, LoraTuning, ModelConfig, StrictModel
 from reward.config import PairsFormat, PreferenceFormat, RankingsFormat, RewardSource
-from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement, TrackingConfig
+from rlhf.runtime.config import (
+    CheckpointConfig,
+    ColocatedPlacement,
+    Placement,
+    RanksConfig,
+    SplitPlacement,
+    TrackingConfig,
+)
 from rollout.config import RolloutConfig, SamplingConfig, VllmEngineConfig
 
 
@@ -104,6 +111,8 @@ class PretrainConfig(StageConfig):
         learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_fraction=0.02, schedule="cosine"
     )
     """GPT-3 style defaults (Brown et al. 2020, appendix B)."""
+    ranks: RanksConfig = RanksConfig()
+    """Processes that train together."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When states are saved."""
 

@@ -2,15 +2,12 @@
 
     driver --call--> LearnerGroup --the same call--> LearnerRank 0 .. N-1 --> RoleHost --> Learner
 
-Owns the meeting of the ranks, the call to all of them, and the answer: rank 0's, once every rank has finished, or the
-cause of the first failure. What ranks do with each other stands in `rlhf.learner`; who starts and ends them is the
-placement's business. A rank that is lost takes the run's state in memory with it, so it ends the run.
+Owns which ranks a call goes to. The wait for all of them is `rlhf.runtime.rank_actors`; what ranks do with each other
+stands in `rlhf.learner`; who starts and ends them is the placement's business. A rank that is lost takes the run's
+state in memory with it, so it ends the run.
 """
 
-import queue
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from policies.loading import resolve_device
@@ -18,17 +15,14 @@ from rlhf.config import PpoConfig
 from rlhf.roles import RoleHost
 from rlhf.runtime.config import SplitPlacement
 from rlhf.runtime.distributed import MeetingPoint, Ranks, join_ranks, naming_the_rank
-from rlhf.runtime.workers import WorkerDiedError, WorkerError, WorkerTimeoutError
+from rlhf.runtime.rank_actors import AnswerOfAll, meet
+from rlhf.runtime.workers import WorkerError
 from rollout.calls import PendingCall, WorkerHandle
 
 _FIRST_RANK_ANSWERS = frozenset({"context_tokens", "packed_update"})
 """Calls that need no other rank."""
 _FIRST_RANK_HOLDS_ALL = frozenset({"pack_update", "state", "save_model"})
 """Calls that need the others only to gather what is cut."""
-_SECONDS_FOR_THE_CAUSE = 5.0
-"""When a rank dies, the others may complain before Ray knows."""
-_LONGEST_WAIT = 1e6
-"""Seconds; a queue takes no infinity."""
 
 
 class LearnerRank:
@@ -41,15 +35,13 @@ class LearnerRank:
     """
 
     def __init__(self, config: PpoConfig, *, ranks: Ranks, threads: int | None = None) -> None:
+        self._host: RoleHost | None = None
         self._config, self._ranks, self._threads = config, ranks, threads
         self._meeting_point: MeetingPoint | None = None
 
     def open_meeting_point(self, timeout_seconds: float) -> str:
         """Lets the other ranks in; returns the address to `join`."""
-        # Ray knows the address by which nodes reach each other; it is there wherever ranks are.
-        from ray.util import get_node_ip_address  # noqa: PLC0415 - Ray need not be installed for roles in one process
-
-        self._meeting_point = MeetingPoint(get_node_ip_address(), timeout_seconds=timeout_seconds)
+        self._meeting_point = MeetingPoint.on_this_node(timeout_seconds=timeout_seconds)
         return self._meeting_point.address
 
     def join(self, address: str, timeout_seconds: float) -> None:
@@ -64,18 +56,23 @@ class LearnerRank:
         with naming_the_rank(self._ranks):
             self._host = RoleHost(self._config, ("learner",), threads=self._threads, ranks=self._ranks)
 
-    def lead(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """Runs a method of `RoleHost` beside the other ranks and answers for all."""
-        with naming_the_rank(self._ranks):
-            return getattr(self._host, method)(*arguments, **keywords)
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        """The methods of `RoleHost`, run beside the other ranks. Rank 0 answers; the others' answers stay here."""
+        run = getattr(self._host, method)
 
-    def follow(self, method: str, *arguments: Any, **keywords: Any) -> None:
-        """Runs what rank 0 runs; the answer is the same and stays here."""
-        self.lead(method, *arguments, **keywords)
+        def run_as_rank(*arguments: Any, **keywords: Any) -> Any:
+            with naming_the_rank(self._ranks):
+                answer = run(*arguments, **keywords)
+            return answer if self._ranks.is_first else None
+
+        return run_as_rank
 
 
 class LearnerGroup:
     """The handle of all ranks: to its caller, one learner (`rollout.calls.WorkerHandle`).
+
+    Attributes:
+        workers: Handles of the ranks.
 
     Args:
         workers: Handles of `LearnerRank` objects, rank 0 first, which have joined.
@@ -88,19 +85,17 @@ class LearnerGroup:
     def __init__(
         self, workers: Sequence[WorkerHandle], *, is_sharded: bool, share: Callable[[Any], Any] = lambda value: value
     ) -> None:
-        self._first, *self._others = workers
+        self.workers = tuple(workers)
         self._share = share
         self._alone = _FIRST_RANK_ANSWERS if is_sharded else _FIRST_RANK_ANSWERS | _FIRST_RANK_HOLDS_ALL
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> PendingCall:
         """Starts `method` on every rank that it needs; keywords are for small things."""
         if method in self._alone:
-            return self._first.call("lead", method, *arguments, **keywords)
+            return self.workers[0].call(method, *arguments, **keywords)
         shared = [self._share(argument) for argument in arguments]
-        answers = [self._first.call("lead", method, *shared, **keywords)]
-        answers += [worker.call("follow", method, *shared, **keywords) for worker in self._others]
-        names = [worker.name for worker in (self._first, *self._others)]
-        return AnswerOfAll(names, method, answers)
+        answers = [worker.call(method, *shared, **keywords) for worker in self.workers]
+        return AnswerOfAll([worker.name for worker in self.workers], method, answers)
 
     def restart(self) -> PendingCall:
         """Not possible: what a rank has learned since the last checkpoint is on it alone.
@@ -111,62 +106,8 @@ class LearnerGroup:
         raise WorkerError("a rank of the learner cannot be replaced within a run; continue with --resume")
 
 
-class AnswerOfAll:
-    """The answer of the first of several calls, once all are done.
-
-    Args:
-        names: Of the workers, for errors.
-        method: What they were called for, for errors.
-        answers: Theirs.
-    """
-
-    def __init__(self, names: Sequence[str], method: str, answers: Sequence[PendingCall]) -> None:
-        self._names, self._method, self._answers = names, method, answers
-
-    def result(self, timeout_seconds: float) -> Any:
-        """Waits for all; the first that fails ends the wait, because the others may wait for it.
-
-        Raises:
-            WorkerDiedError: a worker has died.
-            WorkerTimeoutError: some have not answered; the message names them.
-            Exception: what a worker raised first.
-        """
-        done: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for index, answer in enumerate(self._answers):
-            answer.when_done(partial(done.put, index))
-        waiting = set(range(len(self._answers)))
-        failure: Exception | None = None
-        deadline = time.monotonic() + timeout_seconds
-        while waiting:
-            try:
-                index = done.get(timeout=max(0.0, min(deadline - time.monotonic(), _LONGEST_WAIT)))
-            except queue.Empty:
-                break
-            waiting.remove(index)
-            try:
-                self._answers[index].result(timeout_seconds)
-            except WorkerDiedError:
-                raise
-            except Exception as error:  # noqa: BLE001 - raised below, unless the death of a rank explains it
-                if failure is None:
-                    failure, deadline = error, min(deadline, time.monotonic() + _SECONDS_FOR_THE_CAUSE)
-        if failure is not None:
-            raise failure
-        if waiting:
-            late = ", ".join(self._names[index] for index in sorted(waiting))
-            raise WorkerTimeoutError(f"actor {late} did not finish {self._method} within {timeout_seconds:g} seconds")
-        return self._answers[0].result(timeout_seconds)
-
-    def when_done(self, notify: Callable[[], None]) -> None:
-        """Calls `notify` when the first worker has answered."""
-        self._answers[0].when_done(notify)
-
-
 def join_group(
-    workers: Sequence[WorkerHandle],
-    placement: SplitPlacement,
-    *,
-    share: Callable[[Any], Any],
+    workers: Sequence[WorkerHandle], placement: SplitPlacement, *, share: Callable[[Any], Any]
 ) -> LearnerGroup:
     """Makes workers that hold `LearnerRank` objects one learner.
 
@@ -174,8 +115,5 @@ def join_group(
         ValueError: the learner refuses its configuration.
         WorkerError: the ranks did not find each other in time.
     """
-    seconds = placement.timeout_seconds
-    address = workers[0].call("open_meeting_point", seconds).result(seconds)
-    joining = [worker.call("join", address, seconds) for worker in workers]
-    AnswerOfAll([worker.name for worker in workers], "join", joining).result(seconds)
+    meet(workers, timeout_seconds=placement.timeout_seconds)
     return LearnerGroup(workers, is_sharded=placement.learner.sharding == "full", share=share)

@@ -6,18 +6,15 @@ cut over ranks the optimizer sees this rank's parts, as plain tensors; what is w
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from policies.sharding import part, part_of, wrap_part
 from rlhf.config import OptimizerConfig
+from rlhf.gradient_sums import sum_gradients
 from rlhf.mixed_precision_adamw import gradients_to_float32, take_gradients_as_they_come
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, gradient_norm, optimizer_step
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import load_optimizer_tensors, optimizer_tensors
-
-_SUMMED_AT_ONCE = 2**24
-"""Elements of gradients that one collective sums: 64 MiB in float32, the only copy that is made."""
 
 
 class TrainedModel:
@@ -110,18 +107,12 @@ class TrainedModel:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    @torch.no_grad()
     def sum_gradients(self) -> None:
         """Adds up what the ranks have accumulated; afterwards each has the same. Cut layers have done so themselves."""
         if self._ranks.is_alone:
             return
         self.collect_gradients()
-        whole = [parameter for _, parameter in self.parameters if id(parameter) not in self._cut]
-        # Where no rank's pass has reached a parameter, it keeps having no gradient.
-        reached = torch.tensor([float(parameter.grad is not None) for parameter in whole])
-        self._ranks.add_up(reached)
-        for group in _of_bounded_size([p for p, ranks in zip(whole, reached.tolist(), strict=True) if ranks]):
-            self._sum(group)
+        sum_gradients([parameter for _, parameter in self.parameters if id(parameter) not in self._cut], self._ranks)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Moments and, under bfloat16 weights, the rest of their float32 masters, for a checkpoint; cut as they."""
@@ -139,14 +130,6 @@ class TrainedModel:
     def _pairs(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         """What the optimizer moves, and what it is of the model."""
         return ((own, model) for (_, own), (_, model) in zip(self.parameters, self._of_model, strict=True))
-
-    def _sum(self, parameters: Sequence[nn.Parameter]) -> None:
-        gradients = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self._ranks.add_up(flat)
-        sizes = [parameter.numel() for parameter in parameters]
-        for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
-            parameter.grad = gradient.view(parameter.shape)
 
     def _norm_of(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """As `optimization.gradient_norm`, over the parts of all ranks."""
@@ -169,15 +152,3 @@ def _take_over(own: nn.Parameter, gradient: Tensor) -> None:
 
 def _parameter_of(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-def _of_bounded_size(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    groups: list[list[nn.Parameter]] = []
-    room = 0
-    for parameter in parameters:
-        if not groups or parameter.numel() > room:
-            groups.append([])
-            room = _SUMMED_AT_ONCE
-        groups[-1].append(parameter)
-        room -= parameter.numel()
-    return groups

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from policies.loading import load_backbone
-from rlhf.config import PpoConfig
+from rlhf.config import PpoConfig, PretrainConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from rlhf.optimization import NonFiniteLossError
 from rlhf.roles import RoleHost
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import TrainingState
+from rlhf.trainers.pretrain import train
 from rollout.types import PerToken
 from rollout.weight_sync import WeightUpdate
 from tests.tiny_models import randomize
@@ -99,6 +100,11 @@ def publish(ranks: Ranks, settings: Mapping[str, Any], experience: Experience, f
         buckets.append(host.packed_update())
     host.save_model(str(Path(folder) / "model"))
     return Published(host.values(experience.prompts, experience.responses), metrics, buckets)
+
+
+def pretrain(ranks: Ranks, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Runs the stage; the first rank leaves the run folder."""
+    train(PretrainConfig.model_validate(settings), resume=resume, ranks=ranks)
 
 
 def collect(ranks: Ranks) -> tuple[list[float], list[float], tuple[float, ...], list[list[float]]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -49,7 +50,7 @@ def two_nodes(cpus: int) -> Iterator[TwoNodes]:
 
 
 def _serve(cpus: int) -> None:
-    sizes = {"num_cpus": cpus, "object_store_memory": _STORE_BYTES}
+    sizes: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**sizes, "include_dashboard": True, "dashboard_port": 0})
     cluster.add_node(**sizes)
     print(json.dumps({"address": cluster.address, "dashboard": cluster.webui_url}), flush=True)  # noqa: T201

@@ -7,6 +7,6 @@
   `console` is the terminal's line a step.
 - `health`: rules over the metrics that say what goes wrong and what to do.
 - `placement`: who lives where; `cluster` starts it in Ray; `workers` is how the driver talks to it.
-- `distributed`: ranks of one learner, and their sums.
+- `distributed`: the ranks of one model, and their sums; `rank_actors`: one answer of all of them.
 - `training_state`: checkpoints of a whole training state.
 """

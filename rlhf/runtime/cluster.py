@@ -95,12 +95,21 @@ class RayWorker:
 
 @dataclass(frozen=True, slots=True)
 class ActorRequest:
-    """One actor to start: its name, what it reserves, and how to build its object there."""
+    """One actor to start.
+
+    Attributes:
+        name: For errors.
+        resources: What it reserves.
+        factory: Builds its object there.
+        keywords: Of the factory.
+        concurrency: Calls that run at the same time; those of one caller start in order only where it is 1.
+    """
 
     name: str
     resources: Resources
     factory: Callable[..., object]
     keywords: Mapping[str, Any]
+    concurrency: int = 1
 
 
 @contextmanager
@@ -111,10 +120,9 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
     this machine is joined only by its address.
 
     Raises:
-        WorkerError: no cluster answers at `address`.
+        WorkerError: no cluster answers at `address`, or it does not let this process in.
     """
-    if address is not None:
-        _require_answer(address)
+    listens = address is not None and _require_answer(address)
     started = not ray.is_initialized()
     if started:
         try:
@@ -129,7 +137,7 @@ def ray_cluster(address: str | None) -> Iterator[Resources]:
                 runtime_env={"env_vars": PROCESS_ENVIRONMENT} if address is not None else None,
             )
         except ConnectionError as error:
-            raise _no_cluster(address, error) from error
+            raise (_no_entry(address, error) if listens else _no_cluster(address, error)) from error
     try:
         offered = ray.cluster_resources()
         yield Resources(offered.get("CPU", 0.0), offered.get("GPU", 0.0))
@@ -149,15 +157,29 @@ def put_once(value: object) -> object:
     return _RayFuture("driver", "put", ray.put(value))
 
 
-def _require_answer(address: str) -> None:
-    """Refuses an address where nothing listens; Ray itself would go on trying for minutes."""
+def _require_answer(address: str) -> bool:
+    """Refuses an address where nothing listens; Ray itself would go on trying for minutes.
+
+    Returns:
+        Whether something is known to listen: "auto" and the like are Ray's to resolve.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # "auto" and the like are Ray's to resolve.
+        return False
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise _no_cluster(address, error) from error
+    return True
+
+
+def _no_entry(address: str | None, error: Exception) -> WorkerError:
+    """Ray does not say why; a token is the usual reason, another service behind the port the other one."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return WorkerError(
+        f"placement.address: the Ray cluster at {address!r} does not let this process in ({reason}); if it asks for a "
+        "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH), else correct the address"
+    )
 
 
 def _no_cluster(address: str | None, error: Exception) -> WorkerError:
@@ -210,7 +232,12 @@ def _bundle(resources: Resources) -> dict[str, float]:
 
 
 def _start(request: ActorRequest, strategy: PlacementGroupSchedulingStrategy) -> Any:
-    options = {"num_cpus": request.resources.cpus, "num_gpus": request.resources.gpus, "scheduling_strategy": strategy}
+    options = {
+        "num_cpus": request.resources.cpus,
+        "num_gpus": request.resources.gpus,
+        "max_concurrency": request.concurrency,
+        "scheduling_strategy": strategy,
+    }
     return ray.remote(_Actor).options(**options).remote(request.factory, dict(request.keywords))
 
 

@@ -1,6 +1,6 @@
 """Configuration of what surrounds a run: tracking, checkpoints, placement on devices."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -65,6 +65,26 @@ class RoleResources(ActorResources):
     """Actors of this role."""
 
 
+_Ranks = TypeVar("_Ranks", bound=RoleResources)
+
+
+class RanksConfig(RoleResources):
+    """Processes that train one model together, each on its share of every step: the numbers are those of one."""
+
+    workers: int = Field(default=1, ge=1)
+    """Ranks. 1 trains in the process of the command; more are Ray actors, with the run folder on storage they share."""
+    cpus: float = Field(default=1.0, ge=0)
+    """CPUs of each rank, with more than one; torch gets as many threads, at least one."""
+    timeout_seconds: float = Field(default=1800.0, gt=0)
+    """Longest wait of one rank for another before it is declared lost."""
+    address: str | None = None
+    """Address of a running Ray cluster; null starts a local one."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "RanksConfig":
+        return _without_shared_gpus(self)
+
+
 class LearnerResources(RoleResources):
     """What the ranks that update policy and critic ask of the cluster.
 
@@ -80,12 +100,16 @@ class LearnerResources(RoleResources):
     def _ranks_can_meet(self) -> "LearnerResources":
         if self.sharding == "full" and self.workers == 1:
             raise ValueError("sharding=full cuts layers over ranks, and workers=1 is one: set workers=2 or more")
-        if self.workers > 1 and self.gpus % 1:
-            raise ValueError(
-                f"gpus={self.gpus:g} with workers={self.workers}: ranks cannot share a GPU (NCCL refuses it); give "
-                "each a whole one, or gpus=0"
-            )
-        return self
+        return _without_shared_gpus(self)
+
+
+def _without_shared_gpus(ranks: _Ranks) -> _Ranks:
+    if ranks.workers > 1 and ranks.gpus % 1:
+        raise ValueError(
+            f"gpus={ranks.gpus:g} with workers={ranks.workers}: ranks cannot share a GPU (NCCL refuses it); give each "
+            "a whole one, or gpus=0"
+        )
+    return ranks
 
 
 class ColocatedPlacement(StrictModel):

@@ -1,7 +1,7 @@
 """Ranks: processes that compute one update together, and the few sums that they need of each other.
 
 Owns torch.distributed: how ranks meet, their backend, their timeouts. Every rank runs the same program on the same
-arguments, so each collective here is reached by all of them, in the same order. It knows no model and no Ray.
+arguments, so each collective here is reached by all of them, in the same order. It knows no model and no actor.
 """
 
 import itertools
@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented under this name
 
 from rlhf.runtime.workers import WorkerError
 
@@ -122,8 +124,16 @@ class MeetingPoint:
 
     def __init__(self, host: str, *, timeout_seconds: float) -> None:
         timeout = timedelta(seconds=timeout_seconds)
-        self._store = dist.TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+        self._store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
         self.address = f"{host}:{self._store.port}"
+
+    @classmethod
+    def on_this_node(cls, *, timeout_seconds: float) -> Self:
+        """In a Ray actor, or wherever Ray is installed: at the address by which the nodes of its cluster meet."""
+        # Ray is there wherever there is more than one rank.
+        from ray.util import get_node_ip_address  # noqa: PLC0415 - Ray need not be installed for one rank
+
+        return cls(get_node_ip_address(), timeout_seconds=timeout_seconds)
 
 
 def join_ranks(ranks: Ranks, address: str, *, device: torch.device, timeout_seconds: float) -> None:
@@ -143,7 +153,7 @@ def join_ranks(ranks: Ranks, address: str, *, device: torch.device, timeout_seco
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
     with naming_the_rank(ranks):
-        store = dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
         dist.init_process_group(
             _BACKENDS[device.type], store=store, rank=ranks.index, world_size=ranks.count, timeout=timeout
         )

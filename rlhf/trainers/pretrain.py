@@ -18,25 +18,29 @@ from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
 from policies.config import ModelConfig
 from policies.loading import Backbone, load_backbone, random_backbone, resolve_device
-from policies.sequences import micro_batches, pad_texts
+from policies.sequences import pad_texts
 from policies.tokenization import train_tokenizer
 from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
 from rlhf.config import PretrainConfig, PretrainModelConfig
 from rlhf.data import load_rows
+from rlhf.gradient_sums import sum_gradients
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
+from rlhf.row_shares import share_rows
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
-from rlhf.runtime.metrics import MetricLogger
-from rlhf.runtime.run_folder import RunFolder
-from rlhf.runtime.training_run import open_training_run
+from rlhf.runtime.run_folder import RunFiles, RunFolder, refuse_existing_run
+from rlhf.runtime.training_run import TrainingRun, open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
+    load_latest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
     with_owner,
 )
+from rlhf.stage_ranks import run_in_ranks
 from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, require_texts
 
 Metrics = dict[str, float]
@@ -50,13 +54,33 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
     Raises:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
+        WorkerError: one of several ranks was lost.
     """
+    if config.ranks.workers > 1:
+        if not resume:
+            refuse_existing_run(config.run_dir)
+        run_in_ranks(train, config, resume=resume)
+    else:
+        train(config, resume=resume)
+
+
+def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
+    """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = PretrainInputs(config)
+    ranks.require_same("the model to train", inputs.backbone.fingerprint)
+    if not ranks.is_first:
+        follower = Pretrainer(config, inputs, None, ranks)
+        checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None
+        if checkpoint is not None:
+            follower.restore(checkpoint)
+        follower.train()
+        return
     with open_training_run(config, resume=resume, stage="pretrain", total_steps=config.steps) as run:
-        trainer = Pretrainer(config, inputs, run.folder, run.metrics)
+        trainer = Pretrainer(config, inputs, run, ranks)
         if run.checkpoint is not None:
             trainer.restore(run.checkpoint)
-        summary = trainer.train()
+        trainer.train()
+        summary = trainer.summary(run.folder)
         save_pretrained(run.folder.path / "model", inputs.backbone, config)
         run.metrics.close(summary)
         path = run.folder.path
@@ -104,12 +128,19 @@ def build_backbone(config: PretrainModelConfig, texts: Sequence[str], *, seed: i
 
 
 class Pretrainer:
-    """The state between steps: weights, moments and the position in the text; `step()` is the algorithm."""
+    """The state between steps: weights, moments and the position in the text; `step()` is the algorithm.
+
+    Args:
+        config: The run's configuration.
+        inputs: Data and model.
+        run: Where numbers and checkpoints go; None on ranks that leave that to the first.
+        ranks: Those that train together.
+    """
 
     def __init__(
-        self, config: PretrainConfig, inputs: PretrainInputs, folder: RunFolder, metrics: MetricLogger
+        self, config: PretrainConfig, inputs: PretrainInputs, run: TrainingRun | None, ranks: Ranks = ALONE
     ) -> None:
-        self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
+        self._config, self._inputs, self._run, self._ranks = config, inputs, run, ranks
         self._backbone = inputs.backbone
         self._policy = CausalPolicy(inputs.backbone, adapter=None, temperature=1.0)
         self._stream = TextStream(
@@ -124,13 +155,13 @@ class Pretrainer:
         self._schedule = build_schedule(config.optimizer, config.steps)
         self._compute_dtype = resolve_compute_dtype(config.compute_dtype, self._backbone.device)
         self._steps_done = 0
-        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, config.steps)
+        self._checkpoints = None if run is None else KeptCheckpoints(run.folder, config.checkpoint, config.steps)
         self._tokens = 0
         self._logged_tokens = 0
         self._eval_loss = math.nan
 
-    def train(self) -> dict[str, Any]:
-        """Steps to the end; returns the summary."""
+    def train(self) -> None:
+        """Steps to the end."""
         attention = self._training_attention()
         while self._steps_done < self._config.steps:
             started, position = time.perf_counter(), self._stream.state_dict()
@@ -144,7 +175,6 @@ class Pretrainer:
                 raise
             self._steps_done += 1
             self._after_step(metrics, started)
-        return self._summary()
 
     def step(self) -> Metrics:
         """One optimizer step on `sequences_per_step` sequences; the loss is the mean over all their tokens."""
@@ -153,10 +183,13 @@ class Pretrainer:
         lengths = [len(sequence) for sequence in sequences]
         token_count = sum(lengths) - len(sequences)
         loss = torch.zeros((), device=self._backbone.device)
-        for group in micro_batches(lengths, config.micro_batch_tokens):
+        share = share_rows(lengths, self._ranks, token_budget=config.micro_batch_tokens, counts_padding=True)
+        for group in share.groups:
             micro_loss = self._nll_sum([sequences[index] for index in group]) / token_count
             micro_loss.backward()
             loss += micro_loss.detach()
+        self._ranks.add_up(loss)
+        sum_gradients([parameter for _, parameter in self._parameters], self._ranks)
         mean = loss.item()
         self._tokens += sum(lengths)
         taken = optimizer_step(
@@ -167,7 +200,7 @@ class Pretrainer:
     def evaluate(self) -> Metrics:
         """Held-out cross-entropy and perplexity, in float32, each document read by itself."""
         budget = self._config.micro_batch_tokens
-        self._eval_loss = mean_nll(self._policy, self._inputs.held_out, micro_batch_tokens=budget)
+        self._eval_loss = mean_nll(self._policy, self._inputs.held_out, micro_batch_tokens=budget, ranks=self._ranks)
         return {"eval/loss": self._eval_loss, "eval/perplexity": math.exp(self._eval_loss)}
 
     def restore(self, state: TrainingState) -> None:
@@ -205,14 +238,21 @@ class Pretrainer:
             "progress/epoch": self._stream.epoch_progress,
         }
         self._logged_tokens = self._tokens
-        self._metrics.log(self._steps_done, metrics)
+        if self._run is not None:
+            self._run.metrics.log(self._steps_done, metrics)
+            self._save_if_due(self._run, metrics)
+
+    def _save_if_due(self, run: TrainingRun, metrics: Metrics) -> None:
+        assert self._checkpoints is not None, "who logs a run saves it, too"
         self._checkpoints.note(self._steps_done, metrics)
         if self._checkpoints.is_due(self._steps_done):
             if self._checkpoints.best_step == self._steps_done:
-                save_pretrained(self._folder.path / BEST_MODEL, self._backbone, config)
+                save_pretrained(run.folder.path / BEST_MODEL, self._backbone, self._config)
             self._save()
 
     def _save(self) -> None:
+        if self._checkpoints is None:
+            return
         tensors = {
             **with_owner("model", self._policy.weights()),
             **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
@@ -225,8 +265,9 @@ class Pretrainer:
         state = TrainingState(self._steps_done, tensors, values)
         self._checkpoints.save(state)
 
-    def _summary(self) -> dict[str, Any]:
-        rows = self._folder.read_metrics()
+    def summary(self, folder: RunFolder) -> dict[str, Any]:
+        """What the run came to, once it has ended."""
+        rows = folder.read_metrics()
         has_held_out = math.isfinite(self._eval_loss)
         return {
             "steps": self._steps_done,
@@ -239,7 +280,7 @@ class Pretrainer:
             "documents": len(self._inputs.texts),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
-            **self._checkpoints.summary(),
+            **(self._checkpoints.summary() if self._checkpoints else {}),
         }
 
 

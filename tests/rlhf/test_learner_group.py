@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from rlhf.learner_group import AnswerOfAll, LearnerGroup
+from rlhf.learner_group import LearnerGroup
 from rlhf.runtime import placement
 from rlhf.runtime.config import LearnerResources, SplitPlacement
 from rlhf.runtime.distributed import RankError
 from rlhf.runtime.placement import Resources, Seat, refuse_homeless, seats_of
+from rlhf.runtime.rank_actors import AnswerOfAll
 from rlhf.runtime.workers import LocalWorker, WorkerDiedError, WorkerError, WorkerTimeoutError
 from rollout.calls import PendingCall
 
@@ -20,14 +21,14 @@ class Rank:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.calls: list[tuple[str, ...]] = []
+        self.calls: list[tuple[object, ...]] = []
 
-    def lead(self, *call: Any, step: int = 0) -> str:
-        self.calls.append(("lead", *call, step))
-        return f"answer of {self.index}"
+    def __getattr__(self, method: str) -> Callable[..., str]:
+        def run(*arguments: Any, step: int = 0) -> str:
+            self.calls.append((method, *arguments, step))
+            return f"answer of {self.index}"
 
-    def follow(self, *call: Any, step: int = 0) -> None:
-        self.calls.append(("follow", *call, step))
+        return run
 
 
 class Scripted:
@@ -68,11 +69,7 @@ def test_every_rank_gets_the_call_and_the_first_one_answers() -> None:
     ranks, copies = [Rank(0), Rank(1), Rank(2)], []
     answer = group_of(ranks, is_sharded=False, copies=copies).call("update", "experience", step=4)
     assert answer.result(5.0) == "answer of 0"
-    assert [rank.calls for rank in ranks] == [
-        [("lead", "update", "experience", 4)],
-        [("follow", "update", "experience", 4)],
-        [("follow", "update", "experience", 4)],
-    ]
+    assert [rank.calls for rank in ranks] == [[("update", "experience", 4)]] * 3
     # One copy for all ranks.
     assert copies == ["experience"]
 
@@ -128,7 +125,7 @@ def test_a_death_explains_what_others_complained_of_before() -> None:
 
 
 def test_what_a_rank_raised_first_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.learner_group._SECONDS_FOR_THE_CAUSE", 0.2)
+    monkeypatch.setattr("rlhf.runtime.rank_actors._SECONDS_FOR_THE_CAUSE", 0.2)
     bad = ValueError("data.pretrain: row 3 is bad")
     with pytest.raises(ValueError, match="row 3 is bad"):
         answer_of(Scripted("mine", None), Scripted(bad, 0.01)).result(60.0)

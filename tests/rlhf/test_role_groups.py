@@ -1,5 +1,6 @@
 """The driver's view of the roles: fan-out in order, weights that are proved to arrive, waits that name who hangs."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from reward.interface import RewardFailure, RewardOutput, RewardRequest
+from rlhf.learner_group import LearnerGroup
 from rlhf.role_groups import RoleGroups, canaries_of, join_outputs, open_roles
-from rlhf.runtime.workers import LocalWorker, WorkerTimeoutError
+from rlhf.runtime.cluster import RayWorker
+from rlhf.runtime.workers import LocalWorker, WorkerDiedError, WorkerTimeoutError
 from rollout.calls import PendingCall, WorkerHandle
 from rollout.pool import RolloutPool
 from rollout.responses import NonFiniteLogitsError
@@ -328,3 +331,28 @@ def test_in_this_process_one_host_has_all_roles(tmp_path: Path, tiny_llama_folde
 def test_a_coarser_precision_has_a_wider_tolerance(tmp_path: Path, tiny_llama_folder: Path) -> None:
     with open_roles(ppo_config(tmp_path, tiny_llama_folder, model={"dtype": "bfloat16"})) as roles:
         assert roles.canary_tolerance == 5e-2
+
+
+# --- ranks in actors --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rank_that_dies_ends_the_run_with_its_name_while_the_other_waits_for_it(
+    tmp_path: Path, tiny_llama_folder: Path
+) -> None:
+    placement = {"kind": "split", "learner": {"workers": 2}, "timeout_seconds": 120}
+    prompts, responses = [np.array([5, 6], np.int32)] * 3, [np.array([7, 8], np.int32)] * 3
+    with open_roles(ppo_config(tmp_path, tiny_llama_folder, placement=placement)) as roles:
+        before = roles.learn("values", prompts, responses)
+        assert [row.shape for row in before] == [(2,)] * 3
+        assert isinstance(roles.learner, LearnerGroup)
+        lost = roles.learner.workers[1]
+        assert isinstance(lost, RayWorker)
+        lost.kill()
+        start = time.monotonic()
+        with pytest.raises(WorkerDiedError, match=r"^actor learner-1 died during values"):
+            roles.learn("values", prompts, responses)
+        assert time.monotonic() - start < 60

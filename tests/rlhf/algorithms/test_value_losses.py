@@ -35,6 +35,18 @@ def _reference_loss(batch: dict[str, Tensor], clip_range: float) -> float:
     return total / TOKEN_COUNT
 
 
+def test_a_value_within_the_range_is_not_counted_as_clipped_for_its_rounding():
+    # In float32 0.7 + (0.17 - 0.7) is not 0.17; on one side of it the rounded value has the larger error.
+    values, rollout_values = torch.tensor([[0.17, 0.17]]), torch.tensor([[0.7, 0.7]])
+    clipped = rollout_values + (values - rollout_values)
+    assert not torch.equal(clipped, values)
+    for returns in (torch.tensor([[1.0, 1.0]]), torch.tensor([[-1.0, -1.0]])):
+        _, metrics = clipped_value_loss(
+            values, rollout_values, returns, torch.ones(1, 2, dtype=torch.bool), clip_range=0.6
+        )
+        assert metrics["clipfrac"].item() == 0.0
+
+
 def test_loss_gradient_and_metrics_match_values_worked_by_hand():
     values = torch.tensor([[1.0, 2.0, 0.1, 3.0, 50.0]], dtype=torch.float64, requires_grad=True)
     rollout_values = torch.tensor([[0.5, 1.9, 1.0, 1.0, 50.0]], dtype=torch.float64)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented under this name
 
 from rlhf.runtime.distributed import ALONE, RankError, Ranks, join_ranks, naming_the_rank
 from tests import rank_tasks
@@ -45,7 +46,7 @@ def test_alone_nothing_is_sent_and_nothing_changes() -> None:
 
 
 def test_a_rank_that_waits_in_vain_says_which_one_it_is() -> None:
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=5), wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=5), wait_for_workers=False)
     with pytest.raises(RankError, match=r"^rank 1 of 2 lost the others \(.*; one of them has died, hangs"):
         join_ranks(Ranks(1, 2), f"127.0.0.1:{store.port}", device=torch.device("cpu"), timeout_seconds=1.0)
     assert not dist.is_initialized()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.text_stream import perplexity
 from rlhf.trainers.pretrain import run
+from tests import rank_tasks
+from tests.rank_processes import RankProcesses
 
 TEXTS = [f"the {animal} took a {thing} to the {place}." for animal in ("cat", "dog", "owl", "fox")
          for thing in ("ball", "hat", "map") for place in ("hill", "mill", "lake")]  # fmt: skip
@@ -206,3 +209,53 @@ def test_bad_rows_stop_the_run_or_are_skipped_and_counted(tmp_path: Path) -> Non
     run(config, resume=False)
     summary = RunFiles(config.run_dir).read_summary()
     assert (summary["skipped_rows"], summary["documents"], summary["perplexity"]) == (1, 36, None)
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------------
+
+SMOOTH = {"learning_rate": 1e-2, "epsilon": 1.0}
+"""With a small epsilon Adam turns a gradient that is nothing but rounding into a whole step."""
+
+
+def rows_of(run_dir: str) -> list[dict[str, Any]]:
+    """The metrics that do not depend on the clock or the machine."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith(("time/", "perf/"))}
+        for row in RunFiles(run_dir).read_metrics()
+    ]
+
+
+def test_two_ranks_train_the_model_of_one_and_resume_it(tmp_path: Path) -> None:
+    # Five documents of unlike lengths a step, two of them a pass: the ranks need unlike many passes.
+    changes: dict[str, Any] = {
+        "packing": "documents", "sequences_per_step": 5, "micro_batch_tokens": 32, "optimizer": SMOOTH
+    }  # fmt: skip
+    one, two = (configure(tmp_path, name, **changes) for name in ("one", "two"))
+    run(one, resume=False)
+    ranks = RankProcesses(2)
+    try:
+        ranks.run(rank_tasks.pretrain, two.model_dump(mode="json"), resume=False)
+        assert rows_of(two.run_dir) == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in rows_of(one.run_dir)]
+        trained, expected = weights(two.run_dir), weights(one.run_dir)
+        assert all(torch.allclose(trained[name], expected[name], atol=1e-5) for name in expected)
+        shutil.rmtree(Path(two.run_dir) / "checkpoints" / "step-00000006")
+        ranks.run(rank_tasks.pretrain, two.model_dump(mode="json"), resume=True)
+        resumed = weights(two.run_dir)
+        assert all(torch.equal(resumed[name], trained[name]) for name in trained)
+    finally:
+        ranks.close()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ray_cluster")
+def test_ranks_in_actors_show_their_lines_and_refuse_a_folder_that_holds_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(tmp_path, ranks={"workers": 2, "cpus": 0.5, "timeout_seconds": 120}, optimizer=SMOOTH)
+    run(config, resume=False)
+    printed = capsys.readouterr().out
+    assert [f"pretrain {step}/6" in printed for step in range(1, 7)] == [True] * 6
+    with pytest.raises(ValueError, match="run_dir"):
+        run(config, resume=False)
