@@ -13,4 +13,6 @@ reference      the frozen reference
 scalar_head    backbone + one linear output, shared by value and reward models
 value          per-token values
 checkpoint     weights + tokenizer + metadata, written atomically
+disk           what a disk refuses, as one error that names the file
+model_shape    the sizes of a model that is not loaded
 """
