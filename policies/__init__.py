@@ -14,4 +14,6 @@ scalar_head    backbone + one linear output, shared by value and reward models
 value          per-token values
 sharding       decoder layers cut over processes
 checkpoint     weights + tokenizer + metadata, written atomically
+disk           what a disk refuses, as one error that names the file
+model_shape    the sizes of a model that is not loaded
 """

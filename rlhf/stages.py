@@ -108,13 +108,24 @@ _ALL = (
         summary="optimise a policy against a reward with PPO or PPO-ptx",
         config="rlhf.config:PpoConfig",
         run="rlhf.trainers.ppo:run",
-        plan="rlhf.plan:describe_placement",
+        plan="rlhf.plan:describe",
         examples=(
             "configs/tiny/ppo.yaml",
             "configs/tiny/ppo.yaml placement.kind=split --dry-run",
             "configs/tiny/ppo.yaml --resume",
         ),
         is_resumable=True,
+    ),
+    Stage(
+        name="plan",
+        summary="tell where a PPO run would live and how much memory it would need, without loading a model",
+        config="rlhf.config:PpoConfig",
+        run="rlhf.plan:run",
+        plan="rlhf.plan:describe",
+        examples=(
+            "configs/tiny/ppo.yaml",
+            "configs/tiny/ppo.yaml placement.kind=split micro_batch_tokens=4096 activation_checkpointing=true",
+        ),
     ),
     Stage(
         name="eval",

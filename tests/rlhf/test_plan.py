@@ -1,12 +1,15 @@
-"""What `--dry-run` says about the placement of a run."""
+"""What `rlhf plan` and `--dry-run` say about a run: placement and memory."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from rlhf import cli, plan
-from rlhf.plan import describe_placement
+from rlhf.memory_plan import MIB
+from rlhf.plan import describe, describe_placement, memory_table, plan_memory
 from rlhf.runtime.placement import Resources
 from tests.tiny_ppo import ppo_config, ppo_settings
 
@@ -72,3 +75,62 @@ def test_a_dry_run_prints_the_placement_and_starts_nothing(tmp_path: Path, capsy
     output = capsys.readouterr().out
     assert "#   actor rollout-1: rollout; reserves 0.5 CPUs and 0 GPUs" in output
     assert not (tmp_path / "run").exists()
+    assert "# memory: not known: model.path='no/such/model'" in output
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_the_memory_of_every_process(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    lines = describe(ppo_config(tmp_path, tiny_llama_folder, placement=SPLIT))
+    text = "\n".join(lines[lines.index(f"memory: an estimate, {plan._ASSUMPTION}") :])
+    for name in ("driver", "rollout-0 and 1 more, each", "reward-0", "reference-0", "learner"):
+        assert f"  {name}, main memory beside that: libraries" in text
+    assert "  learner on cpu: " in text
+    assert "MiB at most, while in update" in text
+
+
+def test_all_roles_in_one_process_are_one_column(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    config = ppo_config(tmp_path, tiny_llama_folder)
+    (actor,) = plan_memory(config)
+    assert set(actor.phases) == {"rollout", "scoring", "update"}
+    output = StringIO()
+    Console(file=output, width=80).print(memory_table([actor]))
+    rows = [line for line in output.getvalue().splitlines() if line.startswith("│")]
+    assert any("always: base weights" in row for row in rows)
+    assert any("update: activations" in row for row in rows)
+    peak = f"{actor.peak / MIB:,.1f}"
+    assert any("most at the same time" in row and peak in row for row in rows)
+
+
+def test_a_gpu_holds_the_models_of_the_actors_that_reserve_it(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    placement = {**SPLIT, "learner": {"gpus": 1}}
+    model = {"device": "auto"}
+    actors = plan_memory(ppo_config(tmp_path, tiny_llama_folder, placement=placement, model=model))
+    assert {actor.name.split("-")[0]: actor.device for actor in actors} == {
+        "driver": "cpu",
+        "rollout": "cpu",
+        "reward": "cpu",
+        "reference": "cpu",
+        "learner": "cuda",
+    }
+
+
+def test_the_command_prints_placement_and_table(
+    tmp_path: Path, tiny_llama_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ppo.yaml"
+    path.write_text(yaml.safe_dump(ppo_settings(tmp_path, tiny_llama_folder)), encoding="utf-8")
+    assert cli.main(["plan", str(path), "activation_checkpointing=true"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("placement: this process hosts rollout, reward, reference, learner\n")
+    assert "always: base weights" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ppo.yaml"
+    path.write_text(yaml.safe_dump(ppo_settings(tmp_path, "no/such/model")), encoding="utf-8")
+    assert cli.main(["plan", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: model.path='no/such/model'")

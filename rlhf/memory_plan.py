@@ -1,0 +1,406 @@
+"""How much memory a PPO run will need, by arithmetic: nothing is loaded and nothing is started.
+
+Owns the formulas, one function a term, in bytes. What a model's sizes are is read by `policies.model_shape`; who lives
+where is decided by `rlhf.runtime.placement`; how the numbers are shown is `rlhf.plan`.
+
+Every prompt and response is taken at its longest, so data that is shorter needs less. Symbols: N tokens of a
+micro-batch, n response tokens among them, D hidden size, I width of the MLP, V vocabulary, L layers, b bytes of a
+number in the model's precision.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
+
+from policies.config import FullTuning, LoraTuning, ModelConfig, Tuning
+from policies.model_shape import ModelShape, adapter_parameters, model_shape
+from policies.sources import resolve_source
+from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
+from rlhf.config import PpoConfig
+from rlhf.runtime.placement import RoleName
+from rollout.config import CompiledEngineConfig, HfEngineConfig, VllmEngineConfig
+
+Terms = dict[str, int]
+"""What memory is for -> bytes."""
+Device = Literal["cpu", "cuda"]
+
+MIB = 2**20
+LIBRARIES = 640 * MIB
+"""Main memory of a process beside its tensors, as measured on a CPU after a step: torch 2.13, transformers 5.23 and
+PEFT 0.21, and the kernels that have been made."""
+_FLOAT32 = 4
+_MOMENTS = 2 * _FLOAT32
+_MASTER_RESIDUAL = 2
+_LOGITS_PER_CHUNK = 2**27
+_PACKED_FROM_ELEMENTS = 2**17
+_SPARE_COLUMNS = 32
+_LONGEST_PLAIN_ATTENTION = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ActorMemory:
+    """The memory of one process.
+
+    Attributes:
+        name: Of the actor, or of the driver.
+        roles: What it hosts.
+        device: Where its models live.
+        resident: There from the first step to the last, on the device.
+        phases: What each phase of a step adds while it lasts, on the device.
+        host: Beside that, in main memory.
+    """
+
+    name: str
+    roles: tuple[RoleName, ...]
+    device: Device
+    resident: Terms
+    phases: Mapping[str, Terms]
+    host: Terms = field(default_factory=dict[str, int])
+
+    @property
+    def peak_phase(self) -> str | None:
+        """The phase that needs most; None for a process without phases."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()), default=None)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes on the device at the same time."""
+        extra = 0 if self.peak_phase is None else sum(self.phases[self.peak_phase].values())
+        return sum(self.resident.values()) + extra
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """How a step falls into passes, with every prompt and response at its longest.
+
+    Attributes:
+        samples: Responses of a step.
+        sequence_tokens: T, the longest prompt and the longest response.
+        response_tokens: R.
+        minibatch_rows: Responses of one optimizer step.
+        rows: Responses of one micro-batch of an update.
+        scoring_rows: Responses of one micro-batch without gradients.
+    """
+
+    samples: int
+    sequence_tokens: int
+    response_tokens: int
+    minibatch_rows: int
+    rows: int
+    scoring_rows: int
+
+    @classmethod
+    def of(cls, config: PpoConfig, context_tokens: int) -> "StepSizes":
+        """The sizes that a configuration asks for, on a model with so much context."""
+        rollout = config.rollout
+        response = rollout.sampling.max_response_tokens
+        prompt = max(1, min(rollout.max_prompt_tokens, context_tokens - response))
+        samples = rollout.prompts_per_step * rollout.responses_per_prompt
+        minibatch = ceil(samples / config.algorithm.minibatches)
+        fitting = max(1, config.micro_batch_tokens // (prompt + response))
+        return cls(samples, prompt + response, response, minibatch, min(fitting, minibatch), min(fitting, samples))
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of one micro-batch are there while the next one runs."""
+        return self.rows < self.minibatch_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The sizes of all models of a run.
+
+    Attributes:
+        base: The policy's model.
+        bytes_per_weight: b of the base.
+        policy_adapter: Weights of the policy's adapter; 0 under full tuning.
+        reference_adapter: Weights of the frozen adapter that the run started from; 0 where there is none.
+        critic_adapter: Weights of the critic's adapter; 0 for other critics.
+        adapted: Weights that the adapter is merged into.
+        rewards: Bytes of the reward models, by whether they share the base.
+    """
+
+    base: ModelShape
+    bytes_per_weight: int
+    policy_adapter: int
+    reference_adapter: int
+    critic_adapter: int
+    adapted: int
+    rewards: Terms
+
+
+def models_of(config: PpoConfig) -> Models:
+    """Reads the sizes of all models of a run.
+
+    Raises:
+        ValueError: a model cannot be found, or does not say its sizes.
+    """
+    source, tuning = resolve_source(config.model.path), config.model.tuning
+    base = model_shape(source.base)
+    started = 0 if source.adapter is None else adapter_parameters(source.adapter)
+    policy = started or adapter_elements(base, tuning)
+    return Models(
+        base=base,
+        bytes_per_weight=_bytes_of(config.model),
+        policy_adapter=policy,
+        reference_adapter=started,
+        critic_adapter=adapter_elements(base, tuning) if config.critic_kind == "adapter" else 0,
+        adapted=sum(linear.elements for linear in base.linears if _is_adapted(linear.name, tuning)),
+        rewards=_reward_models(config, source.base),
+    )
+
+
+def actor_memory(
+    name: str, roles: tuple[RoleName, ...], device: Device, config: PpoConfig, models: Models
+) -> ActorMemory:
+    """The memory of a process that hosts some of the roles."""
+    step = StepSizes.of(config, models.base.context_tokens)
+    # vLLM has a model of its own, whose memory its configuration bounds.
+    own_engine = isinstance(config.rollout.engine, VllmEngineConfig)
+    on_backbone = [role for role in roles if role != "reward" and not (role == "rollout" and own_engine)]
+    resident: Terms = {}
+    if on_backbone:
+        resident["base weights"] = models.base.parameters * models.bytes_per_weight
+        resident["adapters"] = _FLOAT32 * (models.policy_adapter + models.reference_adapter)
+    phases: dict[str, Terms] = {}
+    if "rollout" in on_backbone:
+        phases["rollout"] = rollout_terms(config, models, step, device)
+    if set(on_backbone) & {"reference", "learner"}:
+        phases["scoring"] = scoring_terms(models, step)
+    if "reward" in roles:
+        resident |= models.rewards
+    host = {"libraries": LIBRARIES}
+    if "learner" in roles:
+        resident = _added(resident, learner_terms(config, models, trains_beside_reference="reference" in roles))
+        phases["update"] = update_terms(config, models, step, device)
+        if device == "cuda":
+            host["checkpoint"] = state_bytes(config, models)
+    return ActorMemory(name, roles, device, {k: v for k, v in resident.items() if v}, phases, host)
+
+
+# --- what stays -------------------------------------------------------------------------------------------------------
+
+
+def adapter_elements(shape: ModelShape, tuning: Tuning) -> int:
+    """Sum of r * (in + out) over the adapted linear layers: A is (r, in), B is (out, r) (Hu et al. 2021)."""
+    if not isinstance(tuning, LoraTuning):
+        return 0
+    return sum(
+        tuning.rank * (linear.rows + linear.columns) for linear in shape.linears if _is_adapted(linear.name, tuning)
+    )
+
+
+def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
+    """Adam's two moments in float32, and under bfloat16 weights the other 2 bytes of their float32 masters."""
+    return elements * (_MOMENTS + (_MASTER_RESIDUAL if bytes_per_weight < _FLOAT32 else 0))
+
+
+def trained_elements(config: PpoConfig, models: Models) -> tuple[int, int]:
+    """Weights that train: the policy's and the critic's. Their heads, D + 1 numbers each, are left out."""
+    base = models.base
+    policy = base.parameters if isinstance(config.model.tuning, FullTuning) else models.policy_adapter
+    by_kind = {"head": 0, "adapter": models.critic_adapter, "model": base.parameters - base.output_parameters}
+    return policy, by_kind[config.critic_kind]
+
+
+def learner_terms(config: PpoConfig, models: Models, *, trains_beside_reference: bool) -> Terms:
+    """Copies of the model, the critic's adapter and the optimizers' state."""
+    weights, is_full = models.base.parameters * models.bytes_per_weight, isinstance(config.model.tuning, FullTuning)
+    policy, critic = trained_elements(config, models)
+    return {
+        "adapters": _FLOAT32 * models.critic_adapter,
+        "reference copy": weights if is_full and trains_beside_reference and not models.reference_adapter else 0,
+        "critic copy": weights if config.critic_kind == "model" else 0,
+        "optimizer": _optimizer(config, models, policy, critic),
+    }
+
+
+def state_bytes(config: PpoConfig, models: Models) -> int:
+    """A checkpoint: what trains and its optimizer state."""
+    policy, critic = trained_elements(config, models)
+    return (
+        policy * _policy_bytes(config, models)
+        + critic * _critic_bytes(config, models)
+        + _optimizer(config, models, policy, critic)
+    )
+
+
+# --- what a phase adds ------------------------------------------------------------------------------------------------
+
+
+def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: Device) -> Terms:
+    """Decoding: copies of the weights in the form that decodes fastest, keys and values, and the logits of a step."""
+    engine, base, b = config.rollout.engine, models.base, models.bytes_per_weight
+    assert isinstance(engine, CompiledEngineConfig | HfEngineConfig), "vLLM's memory is not ours to plan"
+    slots = engine.slots if isinstance(engine, CompiledEngineConfig) else engine.batch_size_responses
+    slots = min(slots, step.samples, config.rollout.responses_per_call)
+    is_merged = engine.merge_adapter and b == _FLOAT32
+    terms = {"merged weights": models.adapted * b if is_merged else 0, "packed weights": 0}
+    width, prefill = step.sequence_tokens, 0
+    if isinstance(engine, CompiledEngineConfig):
+        if device == "cpu":
+            terms["packed weights"] = packed_elements(base) * b
+        width += _SPARE_COLUMNS
+        prompts = config.rollout.prompts_per_step * (step.sequence_tokens - step.response_tokens)
+        prefill = min(engine.prefill_tokens, prompts)
+    terms["keys and values"] = cache_bytes(base, slots * width + prefill, b)
+    terms["logits"] = sampler_bytes(slots, base.vocabulary, b)
+    return terms
+
+
+def packed_elements(shape: ModelShape) -> int:
+    """Weights of the linear layers that are laid out anew for decoding on a CPU, the output layer among them."""
+    output = shape.vocabulary * shape.hidden
+    sizes = [*(linear.elements for linear in shape.linears), output]
+    return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
+
+
+def cache_bytes(shape: ModelShape, tokens: int, bytes_per_number: int) -> int:
+    """Keys and values of so many tokens in every layer."""
+    return 2 * tokens * shape.key_value_width * shape.layers * bytes_per_number
+
+
+def sampler_bytes(rows: int, vocabulary: int, bytes_per_number: int) -> int:
+    """A (rows, V) step of sampling: logits and probabilities in float32, their sum over the vocabulary in float64."""
+    cast = 0 if bytes_per_number == _FLOAT32 else bytes_per_number
+    return rows * vocabulary * (cast + 2 * _FLOAT32 + 8)
+
+
+def scoring_terms(models: Models, step: StepSizes) -> Terms:
+    """A pass without gradients: the widest layer of it, and one chunk of logits with their logarithms."""
+    shape, tokens = models.base, step.scoring_rows * step.sequence_tokens
+    widest = (3 if shape.is_gated else 2) * shape.intermediate + 3 * shape.hidden
+    chunk = min(max(2**23 // shape.vocabulary, 512), _LOGITS_PER_CHUNK // shape.vocabulary)
+    logits = 2 * min(chunk, step.scoring_rows * step.response_tokens) * shape.vocabulary * _FLOAT32
+    # One after the other.
+    return {"activations or logits": max(tokens * widest * models.bytes_per_weight, logits)}
+
+
+def update_terms(config: PpoConfig, models: Models, step: StepSizes, device: Device) -> Terms:
+    """One pass with gradients, of the policy or the critic, whichever needs more; they follow each other."""
+    shape, b = models.base, models.bytes_per_weight
+    tokens = step.rows * step.sequence_tokens
+    rank = config.model.tuning.rank if isinstance(config.model.tuning, LoraTuning) else 0
+    kept = activation_bytes(
+        shape,
+        tokens,
+        bytes_per_number=b,
+        adapter_rank=rank,
+        probabilities=_keeps_probabilities(b, step.sequence_tokens, device),
+        sequence_tokens=step.sequence_tokens,
+        is_checkpointed=config.activation_checkpointing,
+    )
+    logits = logits_bytes(step.rows * step.response_tokens, shape.vocabulary, b)
+    return {
+        "gradients": gradient_bytes(config, models, accumulates=step.accumulates),
+        "activations": kept,
+        # The logits are gone when the gradients reach the last layer.
+        "logits or last layer": max(logits, backward_bytes(shape, tokens, b)),
+    }
+
+
+def gradient_bytes(config: PpoConfig, models: Models, *, accumulates: bool) -> int:
+    """Gradients that are there while a pass keeps its activations.
+
+    The critic's pass follows the policy's, whose gradients wait for the optimizer step; its own are there, too, where a
+    minibatch has several micro-batches. PPO-ptx keeps a copy of the policy's. Sums of several passes are float32.
+    """
+    policy, critic = trained_elements(config, models)
+    has_sums = accumulates or config.algorithm.ptx is not None
+    policy_bytes = _FLOAT32 if has_sums else _policy_bytes(config, models)
+    copies = 1 + (config.algorithm.ptx is not None)
+    if config.critic_kind == "head":
+        return policy * policy_bytes * copies if has_sums else 0
+    return policy * policy_bytes * copies + (critic * _FLOAT32 if accumulates else 0)
+
+
+def activation_bytes(
+    shape: ModelShape,
+    tokens: int,
+    *,
+    bytes_per_number: int,
+    adapter_rank: int,
+    probabilities: bool,
+    sequence_tokens: int,
+    is_checkpointed: bool,
+) -> int:
+    """What a forward pass over `tokens` keeps for the backward pass.
+
+    A layer keeps the inputs and outputs of both norms (4 D), queries, keys, values and the mixed values, and of a gated
+    MLP both branches, the activated one and their product (4 I; 2 I without gate); an adapter r numbers for each linear
+    layer. Plain attention in bfloat16 keeps a probability for each head and earlier token. The last norm keeps 2 D.
+    With checkpointing every layer keeps its input (D), and one layer at a time has the rest.
+    """
+    attention = 2 * shape.query_width + 2 * shape.key_value_width
+    mlp = (4 if shape.is_gated else 2) * shape.intermediate
+    adapters = adapter_rank * len(shape.linears) // shape.layers
+    layer = 4 * shape.hidden + attention + mlp + adapters
+    layer += shape.query_heads * sequence_tokens if probabilities else 0
+    kept = shape.layers * shape.hidden + layer if is_checkpointed else shape.layers * layer
+    return tokens * (kept + 2 * shape.hidden) * bytes_per_number
+
+
+def logits_bytes(response_tokens: int, vocabulary: int, bytes_per_number: int) -> int:
+    """Logits, log-probabilities and probabilities of one chunk in float32, and bfloat16 logits before their cast."""
+    chunk = min(response_tokens, max(1, _LOGITS_PER_CHUNK // vocabulary))
+    cast = 0 if bytes_per_number == _FLOAT32 else bytes_per_number
+    return chunk * vocabulary * (3 * _FLOAT32 + cast)
+
+
+def backward_bytes(shape: ModelShape, tokens: int, bytes_per_number: int) -> int:
+    """Gradients inside a layer while all activations are still there: the MLP's branches and the residual stream."""
+    branches = 2 if shape.is_gated else 1
+    return tokens * (branches * shape.intermediate + 2 * shape.hidden) * bytes_per_number
+
+
+# --- readings of the configuration ------------------------------------------------------------------------------------
+
+
+def _is_adapted(name: str, tuning: Tuning) -> bool:
+    return isinstance(tuning, LoraTuning) and (tuning.target_modules == "all-linear" or name in tuning.target_modules)
+
+
+def _bytes_of(model: ModelConfig | LearnedModelConfig) -> int:
+    return _FLOAT32 if model.dtype == "float32" else 2
+
+
+def _policy_bytes(config: PpoConfig, models: Models) -> int:
+    return models.bytes_per_weight if isinstance(config.model.tuning, FullTuning) else _FLOAT32
+
+
+def _critic_bytes(config: PpoConfig, models: Models) -> int:
+    return models.bytes_per_weight if config.critic_kind == "model" else _FLOAT32
+
+
+def _optimizer(config: PpoConfig, models: Models, policy: int, critic: int) -> int:
+    return optimizer_bytes(policy, _policy_bytes(config, models)) + optimizer_bytes(
+        critic, _critic_bytes(config, models)
+    )
+
+
+def _keeps_probabilities(bytes_per_number: int, sequence_tokens: int, device: Device) -> bool:
+    return device == "cpu" and bytes_per_number < _FLOAT32 and sequence_tokens <= _LONGEST_PLAIN_ATTENTION
+
+
+def _reward_models(config: PpoConfig, base: str) -> Terms:
+    """An adapter on the policy's base shares it under LoRA; every other model stands beside it."""
+    total = 0
+    for model in _learned_models(config):
+        source = resolve_source(model.path)
+        total += 0 if source.adapter is None else _FLOAT32 * adapter_parameters(source.adapter)
+        is_shared = source.adapter is not None and source.base == base and isinstance(config.model.tuning, LoraTuning)
+        total += 0 if is_shared else model_shape(source.base).parameters * _bytes_of(model)
+    return {"reward models": total}
+
+
+def _learned_models(config: PpoConfig) -> Iterator[LearnedModelConfig]:
+    for source in config.reward:
+        if isinstance(source, ModelSource):
+            yield source
+        elif isinstance(source, EnsembleSource):
+            yield from source.members
+
+
+def _added(terms: Terms, more: Terms) -> Terms:
+    return {name: terms.get(name, 0) + more.get(name, 0) for name in {**terms, **more}}
