@@ -93,9 +93,10 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
 
 def quantization_of(model: nn.Module) -> Quantization:
     """The format of its quantized layers; "none" where there are none."""
-    formats = (layer.format for layer in model.modules() if isinstance(layer, QuantizedLinear))
-    none: Quantization = "none"
-    return next(formats, none)
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear):
+            return layer.format
+    return "none"
 
 
 class _QuantizedProduct(torch.autograd.Function):
