@@ -3,6 +3,7 @@
 config         model, precision, attention, adapters
 tokenization   chat template, special tokens, prompt rendering
 loading        backbone + tokenizer + adapters: the single way to load
+quantization   frozen linear layers in 8 or 4 bits (QLoRA)
 adapters       named adapters on one base: policy, critic, reward, reference
 attention      which attention implementation computes fastest
 shared_prefix  sequences with common beginnings -> one packed row; shared_prefix_attention: who attends to whom in it

@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from policies.checkpoint import load_metadata, save_adapter
 from policies.config import LoraTuning
 from policies.lora_linear import use_fast_products
+from policies.quantization import dequantize_linears, quantization_of
 from policies.sharding import copy_whole_
 
 _SAMPLES_PER_TENSOR = 4096
@@ -230,13 +231,14 @@ class AdapterSet:
             )  # A set: its order would change the file's bytes.
         config.save_pretrained(str(folder))
         save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        return {"base_fingerprint": self.fingerprint}
+        return about_base(self.model, self.fingerprint)
 
     def merged_model(self, name: str | None) -> PreTrainedModel:
         """A plain float32 copy of the base with the adapter merged in, W + (alpha / rank) B A; None merges nothing."""
         if name is not None:
             self._require(name)
         model = copy.deepcopy(self.model).float()
+        dequantize_linears(model, torch.float32)
         for path, layer in _lora_layers(model):
             if name is not None and name in _adapters_of(layer):
                 layer.merge(safe_merge=True, adapter_names=[name])
@@ -252,16 +254,11 @@ class AdapterSet:
         return name
 
     def _require_same_base(self, folder: str | Path, metadata: Mapping[str, Any]) -> None:
-        recorded = metadata.get("base_fingerprint")
-        if recorded is None:
+        if metadata.get("base_fingerprint") is None:
             logger.warning("adapter %s does not record its base; whether it fits this one cannot be checked", folder)
             return
-        fingerprint = self.fingerprint
-        if recorded != fingerprint:
-            raise ValueError(
-                f"adapter {str(folder)!r} was trained on a base with fingerprint {recorded}, but "
-                f"{self.model.name_or_path!r} has {fingerprint}; load it on its own base"
-            )
+        if difference := base_difference(self.model, metadata, fingerprint=self.fingerprint):
+            raise ValueError(f"adapter {str(folder)!r} was trained on {difference}; load it on its own base")
 
     def _inject(self, name: str, config: LoraConfig) -> None:
         """Puts an adapter into the model's layers, off and frozen, without changing what else is active or trains."""
@@ -342,12 +339,34 @@ def base_fingerprint(model: PreTrainedModel) -> str:
     keep the result.
     """
     digest = hashlib.sha256()
+    # The codes of quantized layers count as they are, so that each format of a base is a base of its own.
     for name, parameter in sorted(base_parameters(model.base_model), key=lambda entry: entry[0]):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         stride = max(1, parameter.numel() // _SAMPLES_PER_TENSOR)
         sample = parameter.detach().reshape(-1)[::stride].to(torch.bfloat16)
         digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def about_base(model: PreTrainedModel, fingerprint: str | None = None) -> dict[str, Any]:
+    """What an adapter's metadata says of its base; its fingerprint is computed where it is not given."""
+    return {"base_fingerprint": fingerprint or base_fingerprint(model), "base_quantization": quantization_of(model)}
+
+
+def base_difference(
+    model: PreTrainedModel, metadata: Mapping[str, Any], *, fingerprint: str | None = None
+) -> str | None:
+    """How a base differs from the one that metadata of `about_base` speak of, as a piece of a sentence; None if not."""
+    recorded, format = metadata["base_fingerprint"], metadata.get("base_quantization", "none")
+    own, own_format = fingerprint or base_fingerprint(model), quantization_of(model)
+    if recorded == own:
+        return None
+    if format != own_format:
+        return (
+            f"a base with model.quantization={format}, but {model.name_or_path!r} is loaded with {own_format}: set "
+            f"model.quantization={format}"
+        )
+    return f"a base with fingerprint {recorded}, but {model.name_or_path!r} has {own}"
 
 
 def copy_exactly(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str) -> None:

@@ -37,6 +37,8 @@ class LoraTuning(StrictModel):
     """Module names to adapt; "all-linear" is every linear layer except the output layer."""
 
 
+Quantization = Literal["none", "int8", "nf4"]
+
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]
 
 
@@ -49,6 +51,9 @@ class ModelConfig(StrictModel):
     """What trains: `full` or `lora`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the backbone's weights; what trains is kept in float32."""
+    quantization: Quantization = "none"
+    """How the frozen linear layers under LoRA are held (QLoRA): `int8` takes a quarter of float32's memory, `nf4`, of 4
+    bits, an eighth. Needs `pip install rlhf[quantized]`; adapters belong to the format that they were trained on."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

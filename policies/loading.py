@@ -30,6 +30,7 @@ from policies.adapters import AdapterSet, base_parameters, copy_exactly
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
 from policies.logprobs import response_states
 from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
+from policies.quantization import quantization_of, quantize_linears
 from policies.rms_norm import use_fast_norms
 from policies.sequences import SequenceBatch
 from policies.sharding import shard_layers
@@ -98,6 +99,11 @@ class Backbone:
     def pad_id(self) -> int:
         """Id of the padding token."""
         return cast(int, self.tokenizer.pad_token_id)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether linear layers are held in 8 or 4 bits."""
+        return quantization_of(self.model) != "none"
 
     @property
     def fingerprint(self) -> str:
@@ -312,8 +318,11 @@ def load_backbone(config: ModelConfig, *, device: torch.device | str | None = No
         ValueError: if the model, its tokenizer or an adapter's base is missing or does not fit.
     """
     source = resolve_source(config.path)
+    where = resolve_device(config.device) if device is None else device
     model = _load_model(source.base, config)
-    _move(model, resolve_device(config.device) if device is None else device)
+    if config.quantization != "none":
+        quantize_linears(cast(nn.Module, model.base_model), config.quantization, where)
+    _move(model, where)
     backbone = Backbone(model, load_tokenizer(config))
     if source.adapter is not None:
         backbone.adapters.load(POLICY_ADAPTER, source.adapter)

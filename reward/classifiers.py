@@ -25,9 +25,10 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from policies.adapters import base_fingerprint
+from policies.adapters import base_difference
 from policies.checkpoint import load_metadata
-from policies.config import LoraTuning, ModelConfig
+from policies.config import LoraTuning, ModelConfig, Quantization
+from policies.quantization import quantize_linears
 from policies.sources import unreachable
 
 Classifier = PreTrainedModel | PeftModel
@@ -53,7 +54,15 @@ class LoadedClassifier:
     missing: tuple[str, ...]
 
 
-def load_classifier(path: str, *, dtype: str, attention: str, tokenizer: PreTrainedTokenizerBase) -> LoadedClassifier:
+def load_classifier(
+    path: str,
+    *,
+    dtype: str,
+    attention: str,
+    tokenizer: PreTrainedTokenizerBase,
+    quantization: Quantization = "none",
+    device: torch.device | str = "cpu",
+) -> LoadedClassifier:
     """The model with one output, padding as its tokenizer does.
 
     Args:
@@ -62,9 +71,11 @@ def load_classifier(path: str, *, dtype: str, attention: str, tokenizer: PreTrai
         attention: Attention implementation; "sdpa" means the best that the architecture has as a classifier (some have
             it as a language model only).
         tokenizer: The one that belongs to it.
+        quantization: How the linear layers of its body are held.
+        device: Where quantized layers live; everything else is on the CPU.
 
     Raises:
-        ValueError: if transformers cannot load it as a sequence classifier.
+        ValueError: if bitsandbytes is missing, or transformers cannot load it as a sequence classifier.
     """
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -79,6 +90,8 @@ def load_classifier(path: str, *, dtype: str, attention: str, tokenizer: PreTrai
         raise unreachable(path, error) from error
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     new = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+    if quantization != "none":
+        quantize_linears(cast(nn.Module, model.base_model), quantization, device)
     of_body = tuple(sorted(name for name in new if name.startswith(f"{model.base_model_prefix}.")))
     return LoadedClassifier(model, has_new_head=len(new) > len(of_body), missing=of_body)
 
@@ -179,13 +192,12 @@ def require_same_base(adapter: str, classifier: PreTrainedModel) -> None:
     Raises:
         ValueError: naming both fingerprints.
     """
-    recorded = load_metadata(adapter).get("base_fingerprint")
-    if recorded is None:
+    metadata = load_metadata(adapter)
+    if metadata.get("base_fingerprint") is None:
         logger.warning("adapter %s does not record its base; whether it fits this one cannot be checked", adapter)
-    elif recorded != (own := base_fingerprint(classifier)):
+    elif difference := base_difference(classifier, metadata):
         raise ValueError(
-            f"adapter {adapter!r} was trained on a base with fingerprint {recorded}, but {classifier.name_or_path!r} "
-            f"has {own}; restore that base, or train the adapter again"
+            f"adapter {adapter!r} was trained on {difference}; restore that base, or train the adapter again"
         )
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.adapters import base_fingerprint, copy_exactly
+from policies.adapters import about_base, copy_exactly
 from policies.attention import attention_implementation, trains_faster_unfused
-from policies.checkpoint import METADATA_FILE, atomic_folder
+from policies.checkpoint import METADATA_FILE, atomic_folder, load_metadata
 from policies.config import ModelConfig
 from policies.final_mlp import computed_only_at, final_mlp
 from policies.loading import resolve_device
@@ -93,7 +93,14 @@ class RewardModel:
         _require_distinct_pad(tokenizer, config.path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            loaded = load_classifier(source.base, dtype=config.dtype, attention=config.attention, tokenizer=tokenizer)
+            loaded = load_classifier(
+                source.base,
+                dtype=config.dtype,
+                attention=config.attention,
+                tokenizer=tokenizer,
+                quantization=config.quantization,
+                device=resolve_device(config.device),
+            )
             if loaded.has_new_head:
                 initialise_head(loaded.model, seed=seed)
             model = with_tuning(loaded, config, adapter=source.adapter)
@@ -123,7 +130,16 @@ class RewardModel:
         """
         source = resolve_source(path)
         tokenizer = load_tokenizer(ModelConfig(path=path, eos_token=eos_token, pad_token=pad_token), field="reward")
-        loaded = load_classifier(source.base, dtype=dtype, attention="sdpa", tokenizer=tokenizer)
+        # An adapter knows on which format of its base it was trained.
+        about = {} if source.adapter is None else load_metadata(source.adapter)
+        loaded = load_classifier(
+            source.base,
+            dtype=dtype,
+            attention="sdpa",
+            tokenizer=tokenizer,
+            quantization=about.get("base_quantization", "none"),
+            device=resolve_device(device),
+        )
         model: Classifier = loaded.model
         if source.adapter is None:
             require_complete(loaded, path)
@@ -211,7 +227,7 @@ class RewardModel:
         """
         about = {**metadata, "kind": "reward_model", "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer)}
         if self.is_adapter:
-            about["base_fingerprint"] = base_fingerprint(self._classifier)
+            about |= about_base(self._classifier)
         with atomic_folder(folder) as aside:
             self._model.save_pretrained(str(aside))
             self.tokenizer.save_pretrained(str(aside))

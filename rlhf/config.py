@@ -6,9 +6,9 @@ here or beside its owner, once. Nothing changes a configuration after it is load
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from policies.config import ArchitectureConfig, LoraTuning, ModelConfig, StrictModel
+from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig, StrictModel
 from reward.config import PairsFormat, PreferenceFormat, RankingsFormat, RewardSource
 from rlhf.runtime.config import (
     CheckpointConfig,
@@ -63,6 +63,19 @@ class StageConfig(StrictModel):
     """Seed of weights, data order and sampling."""
     tracking: TrackingConfig = TrackingConfig()
     """Weights & Biases."""
+
+
+def _frozen_where_quantized(model: ModelConfig) -> ModelConfig:
+    if model.quantization != "none" and isinstance(model.tuning, FullTuning):
+        raise ValueError(
+            f"quantization={model.quantization} with tuning.kind=full: what is held in 8 or 4 bits cannot train; set "
+            "tuning.kind=lora, or quantization=none"
+        )
+    return model
+
+
+TrainedModelConfig = Annotated[ModelConfig, AfterValidator(_frozen_where_quantized)]
+"""A model of a stage that trains it."""
 
 
 class PretrainModelConfig(StrictModel):
@@ -120,7 +133,7 @@ class PretrainConfig(StageConfig):
 class SftConfig(StageConfig):
     """`rlhf sft`: supervised fine-tuning, loss on completions only."""
 
-    model: ModelConfig
+    model: TrainedModelConfig
     """The model to tune."""
     data: DataConfig
     """Rows with `prompt` and `completion`, or `messages`."""
@@ -191,7 +204,7 @@ PreferenceLoss = Annotated[PairwiseLogisticLoss | PlackettLuceLoss, Field(discri
 class RewardConfig(StageConfig):
     """`rlhf reward`: a reward model from ranked responses."""
 
-    model: ModelConfig
+    model: TrainedModelConfig
     """Backbone: any model that transformers loads for sequence classification, encoders included."""
     data: RewardDataConfig
     """Comparisons."""
@@ -257,7 +270,7 @@ class DpoDataConfig(DataConfig):
 class DpoConfig(StageConfig):
     """`rlhf dpo`: direct preference optimisation (Rafailov et al. 2023), without reward model and rollouts."""
 
-    model: ModelConfig
+    model: TrainedModelConfig
     """The model to tune; as it is at the start, it is the reference too."""
     data: DpoDataConfig
     """Comparisons."""
@@ -443,7 +456,7 @@ class PpoDataConfig(DataConfig):
 class PpoConfig(StageConfig):
     """`rlhf ppo`: PPO and PPO-ptx."""
 
-    model: ModelConfig
+    model: TrainedModelConfig
     """The policy's start; also the reference."""
     data: PpoDataConfig
     """Rows with `prompt`."""
@@ -506,6 +519,11 @@ class PpoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _critic_fits_the_tuning(self) -> "PpoConfig":
+        if self.has_critic and self.critic_kind == "model" and self.model.quantization != "none":
+            raise ValueError(
+                f"critic.kind=model: all weights of a second model would train, but model.quantization="
+                f"{self.model.quantization} cannot; set critic.kind=adapter or head, or model.quantization=none"
+            )
         if self.critic_kind == "adapter" and not isinstance(self.model.tuning, LoraTuning):
             raise ValueError(
                 "critic.kind=adapter: full tuning would change the base under the adapter; set critic.kind=head or "
@@ -551,6 +569,11 @@ class PpoConfig(StageConfig):
             raise ValueError(
                 "rollout.engine.kind=vllm: vLLM keeps a model of its own, and placement.kind="
                 f"{self.placement.kind} shares one: set placement.kind=split, or rollout.engine.kind=compiled"
+            )
+        if isinstance(self.rollout.engine, VllmEngineConfig) and self.model.quantization != "none":
+            raise ValueError(
+                f"rollout.engine.kind=vllm: vLLM would sample from other numbers than those of model.quantization="
+                f"{self.model.quantization}; set rollout.engine.kind=compiled, or model.quantization=none"
             )
         return self
 

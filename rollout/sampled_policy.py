@@ -63,7 +63,7 @@ class SampledPolicy:
     def decoding(self) -> Iterator[None]:
         """The model as a sampler needs it: no gradients, the policy's adapter on, merged where that is exact."""
         adapters = self._backbone.adapters
-        is_exact = self._backbone.model.dtype == torch.float32
+        is_exact = self._backbone.model.dtype == torch.float32 and not self._backbone.is_quantized
         activated = adapters.merged if self._merge_adapter and is_exact else adapters.use
         with activated(self._adapter), torch.no_grad():
             yield

@@ -6,6 +6,7 @@ when a test asks for it.
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,13 @@ def tiny_llama_folder(tiny_tokenizer: "PreTrainedTokenizerBase", tmp_path_factor
 def tiny_model() -> "Callable[[str], PreTrainedModel]":
     """Builds a fresh random model of one of `ARCHITECTURES` with 300 tokens, the same each time."""
     return lambda architecture: _tiny_models().build_model(architecture, 300)
+
+
+@pytest.fixture
+def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library where it is installed, else what stands in for it."""
+    if find_spec("bitsandbytes") is None:
+        import_module("tests.fake_bitsandbytes").install(monkeypatch)
 
 
 def _tiny_models() -> Any:

@@ -26,7 +26,11 @@ MAY_IMPORT = {
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "ray", "wandb"}
 # Which files may import a library: one, or one for each of its trainers.
-HOMES = {"wandb": ("rlhf/runtime/metrics.py",), "trl": ("rlhf/trainers/trl_sft.py", "rlhf/trainers/trl_dpo.py")}
+HOMES = {
+    "wandb": ("rlhf/runtime/metrics.py",),
+    "trl": ("rlhf/trainers/trl_sft.py", "rlhf/trainers/trl_dpo.py"),
+    "bitsandbytes": ("policies/quantization.py",),
+}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 REASON_LETTERS = 10
 

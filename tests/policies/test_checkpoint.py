@@ -135,7 +135,7 @@ def test_an_adapter_is_saved_with_tokenizer_and_metadata(
     save_adapter(tmp_path / "adapter", adapters, "policy", tiny_tokenizer, {"stage": "test"})
 
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(entries(tmp_path / "adapter"))
-    assert load_metadata(tmp_path / "adapter").keys() == {"stage", "base_fingerprint"}
+    assert load_metadata(tmp_path / "adapter").keys() == {"stage", "base_fingerprint", "base_quantization"}
 
 
 def test_a_failed_save_of_an_adapter_leaves_the_previous_one(
