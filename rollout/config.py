@@ -56,7 +56,7 @@ class CompiledEngineConfig(StrictModel):
     kind: Literal["compiled"] = "compiled"
     """Tag of this variant."""
     slots: int = Field(default=128, ge=1)
-    """Responses decoded side by side; changes speed and memory, never the samples."""
+    """Responses decoded side by side, in all threads together; changes speed and memory, never the samples."""
     prefill_tokens: int = Field(default=4096, ge=1)
     """Padded prompt tokens that are read in one pass; a longer prompt has a pass of its own."""
     merge_adapter: bool = True
