@@ -89,7 +89,7 @@ class CompiledGenerator:
         model = self._backbone.model
         # Packed behind `decoding`, because the copies are to be of the merged weights.
         with self._policy.decoding(), packed_linears(model), decode_attention(model):
-            lanes = lane_count(model, self._backbone.device, min(self._engine.slots, len(responses)))
+            lanes = lane_count(model, min(self._engine.slots, len(responses)))
             run_lanes(partial(self._decode, slots=-(-self._engine.slots // lanes)), deal(responses, lanes))
         return [response.completion(self.version) for response in responses]
 

@@ -10,26 +10,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rollout.prefill import by_prompt
 from rollout.responses import OpenResponse
 
 ROWS_PER_LANE = 32
 """Fewest rows of a lane: with fewer, a matrix product takes as long for reading the weights as for the rows."""
+PRODUCTS_PER_LANE = 2**23
+"""Fewest multiplications with weights that a lane does in one layer. With fewer, most of a step is Python's own work,
+of which all lanes together do one piece at a time."""
 
 
-def lane_count(model: nn.Module, device: torch.device, rows: int) -> int:
+def lane_count(model: PreTrainedModel, rows: int) -> int:
     """How many lanes pay for so many rows side by side; 1 off the CPU, where one stream keeps the device busy.
 
     Args:
         model: One whose rotary frequencies follow the longest row of a pass, kept in a buffer that all lanes would
             share, stays in one lane.
-        device: Where it lives.
         rows: Responses decoded side by side, in all lanes together.
     """
-    if device.type != "cpu" or any(_changes_with_length(module) for module in model.modules()):
+    if model.device.type != "cpu" or any(_changes_with_length(module) for module in model.modules()):
         return 1
-    return max(1, min(torch.get_num_threads(), rows // ROWS_PER_LANE))
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    weights = model.num_parameters(exclude_embeddings=True) // layers
+    fewest = max(ROWS_PER_LANE, -(-PRODUCTS_PER_LANE // weights))
+    return max(1, min(torch.get_num_threads(), rows // fewest))
 
 
 def deal(responses: Sequence[OpenResponse], lanes: int) -> list[list[OpenResponse]]:
