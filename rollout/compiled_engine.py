@@ -1,8 +1,8 @@
 """The engine for the CPU, and for anything with uneven responses: decoding in slots, with the model's own modules.
 
-Owns the assembly: prompts are read once and in buckets (`prefill`), responses decoded in slots (`continuous`) over one
-cache (`slot_cache`), with linear layers and attention in the forms that are fastest for few tokens a row
-(`packed_linear`, `decode_attention`). It holds no weights.
+Owns the assembly: each thread (`lanes`) reads its prompts once and in buckets (`prefill`) and decodes its responses in
+slots (`continuous`) over one cache (`slot_cache`), with linear layers and attention in the forms that are fastest for
+few tokens a row (`packed_linear`, `decode_attention`). It holds no weights.
 
 The name is the configuration's. `torch.compile` is not used: on two cores it takes 20 to 60 s, and then fuses
 elementwise operations that are a tenth of a step, while the matrix products it would pack are packed here in
@@ -11,6 +11,7 @@ milliseconds. There is no path of its own for CUDA: there the loop runs with the
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from policies.loading import Backbone
 from rollout.config import CompiledEngineConfig, SamplingConfig
 from rollout.continuous import ContinuousDecoder
 from rollout.decode_attention import decode_attention
+from rollout.lanes import deal, lane_count, run_lanes
 from rollout.packed_linear import packed_linears
 from rollout.prefill import prefilled
-from rollout.responses import ResponseFactory
+from rollout.responses import OpenResponse, ResponseFactory
 from rollout.sampled_policy import SampledPolicy
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 
@@ -86,11 +88,16 @@ class CompiledGenerator:
         responses = self._responses.open(prompts, response_indices, seed=seed, step=step)
         model = self._backbone.model
         # Packed behind `decoding`, because the copies are to be of the merged weights.
-        with self._policy.decoding(), torch.inference_mode(), packed_linears(model), decode_attention(model):
-            slots = min(self._engine.slots, len(responses))
-            decoder = ContinuousDecoder(self._backbone, temperature=self._temperature, slots=slots)
-            decoder.run(prefilled(self._backbone, responses, token_budget=self._engine.prefill_tokens))
+        with self._policy.decoding(), packed_linears(model), decode_attention(model):
+            lanes = lane_count(model, min(self._engine.slots, len(responses)))
+            run_lanes(partial(self._decode, slots=-(-self._engine.slots // lanes)), deal(responses, lanes))
         return [response.completion(self.version) for response in responses]
+
+    @torch.inference_mode()
+    def _decode(self, responses: Sequence[OpenResponse], *, slots: int) -> None:
+        """Samples the responses of one lane."""
+        decoder = ContinuousDecoder(self._backbone, temperature=self._temperature, slots=min(slots, len(responses)))
+        decoder.run(prefilled(self._backbone, responses, token_budget=self._engine.prefill_tokens))
 
     def load_weights(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
         """Overwrites the policy's weights: the adapter's, or all of the model's where there is no adapter.

@@ -56,9 +56,10 @@ class CompiledEngineConfig(StrictModel):
     kind: Literal["compiled"] = "compiled"
     """Tag of this variant."""
     slots: int = Field(default=128, ge=1)
-    """Responses decoded side by side; changes speed and memory, never the samples."""
-    prefill_tokens: int = Field(default=4096, ge=1)
-    """Padded prompt tokens that are read in one pass; a longer prompt has a pass of its own."""
+    """Responses decoded side by side, in all threads together; changes speed and memory, never the samples."""
+    prefill_tokens: int = Field(default=1024, ge=1)
+    """Padded prompt tokens that are read in one pass; a longer prompt has a pass of its own. More is slower on a CPU,
+    whose caches then hold a layer's activations no more, and may be faster on a GPU."""
     merge_adapter: bool = True
     """While decoding, the adapter is added into a copy of the weights it adapts: faster, for the memory of that copy.
     Only float32 weights are merged, because others would lose precision."""

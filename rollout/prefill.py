@@ -47,14 +47,19 @@ def prefilled(
         responses: What is to be answered; equal prompts share one row.
         token_budget: Padded tokens of one bucket.
     """
-    sharing: dict[bytes, list[OpenResponse]] = {}
-    for response in responses:
-        sharing.setdefault(response.prompt.token_ids.tobytes(), []).append(response)
-    groups = list(sharing.values())
+    groups = by_prompt(responses)
     prompts = [group[0].prompt.token_ids for group in groups]
     for bucket in micro_batches([len(prompt) for prompt in prompts], token_budget):
         for index, prompt in zip(bucket, _read(backbone, [prompts[index] for index in bucket]), strict=True):
             yield from ((response, prompt) for response in groups[index])
+
+
+def by_prompt(responses: Sequence[OpenResponse]) -> list[list[OpenResponse]]:
+    """The responses to equal prompts together, in the order of their first ones."""
+    groups: dict[bytes, list[OpenResponse]] = {}
+    for response in responses:
+        groups.setdefault(response.prompt.token_ids.tobytes(), []).append(response)
+    return list(groups.values())
 
 
 def _read(backbone: Backbone, prompts: Sequence[TokenIds]) -> list[PrefilledPrompt]:
