@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from policies.tokenization import train_tokenizer
 from rlhf.config import EvalConfig
-from rlhf.evaluation import run, score_gain, win_rate
+from rlhf.evaluation.command import run
+from rlhf.evaluation.win_rates import score_gain, win_rate
 from rlhf.runtime.run_folder import RunFiles
 from tests.tiny_models import build_model
 from tests.tiny_ppo import PROMPTS, STORIES, merged, ppo_config, run_ppo, write_data, write_rows
