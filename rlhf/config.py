@@ -460,8 +460,8 @@ class EvalDataConfig(StrictModel):
     pretrain_eval: str | None = None
     """Held-out rows with `text` for perplexity."""
     tasks: tuple[str, ...] = ()
-    """Files of `question`, `choices` and `answer` (index or text), or of `prompt` and `answer`: each is a task, measured
-    before and after."""
+    """Files of `question`, `choices` and `answer` (index or text), or of `prompt` and `answer`: each is a task,
+    measured before and after."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops at a bad row and names it; `skip` drops, counts and reports it."""
 
@@ -503,9 +503,7 @@ class EvalConfig(StageConfig):
     @model_validator(mode="after")
     def _best_of_n_chooses_by_something(self) -> "EvalConfig":
         if self.best_of_n is not None and self.proxy is None:
-            raise ValueError(
-                "best_of_n chooses by the score of one reward source: name it as proxy, or remove best_of_n"
-            )
+            raise ValueError("best_of_n chooses by the score of one reward source: name it in proxy")
         return self
 
 

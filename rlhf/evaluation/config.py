@@ -30,8 +30,8 @@ class EndpointJudge(_Judge):
     key_variable: EnvironmentVariable | None = JUDGE_KEY_VARIABLE
     """Environment variable that holds the key; null for an endpoint without one."""
     template: str | None = None
-    """The question; null takes a built-in one. `{prompt}`, `{answer_a}` and `{answer_b}` stand for the texts. Replies are read as A, B or tie: the
-    word alone, `[[A]]`, or a last line such as `Verdict: A`."""
+    """The question; null takes a built-in one. `{prompt}`, `{answer_a}` and `{answer_b}` stand for the texts. Replies
+    are read as A, B or tie: the word alone, `[[A]]`, or a last line such as `Verdict: A`."""
     parameters: dict[str, str | int | float | bool | None] = {"temperature": 0, "max_tokens": 512}
     """Further fields of each request."""
     concurrent_calls: int = Field(default=8, ge=1, le=64)

@@ -22,8 +22,8 @@ from rlhf.evaluation.comparing import Choice, Verdicts
 from rlhf.evaluation.config import EndpointJudge
 from rlhf.runtime import json_lines
 
-DEFAULT_TEMPLATE = """Two assistants answered the same prompt. Decide which answer is better: more helpful, more correct,
-better written. Neither length nor order counts.
+DEFAULT_TEMPLATE = """Two assistants answered the same prompt. Decide which answer is better: more helpful, more true.
+Neither the length of the answers nor their order counts.
 
 [Prompt]
 {prompt}

@@ -118,8 +118,8 @@ def _judges(summary: Summary) -> Section:
     text = (
         "Share of comparisons that the candidate wins; ties count half, every prompt once, intervals resample prompts. "
         "Judges that compare are asked in both orders, and a verdict that turns with the order is a tie.\n\n"
-        "At equal length: a logistic regression of the outcome on the difference in length, read where it is zero (after "
-        "Dubois et al. 2024)."
+        "At equal length: a logistic regression of the outcome on the difference in length, read where it is zero "
+        "(after Dubois et al. 2024)."
     )
     sides = Table(
         ("", "score", "spread", "tokens an answer", "ended by itself", _PERPLEXITY),
@@ -181,8 +181,8 @@ def _models(summary: Summary, proxy: str | None) -> list[Section]:
         ],
     )
     text = (
-        "What each model gains for the distance that it went, in nats an answer from the baseline. Of two models at the "
-        "same distance the higher is better trained; where a judge falls while the proxy rises, the proxy is exploited."
+        "What each model gains for the distance that it went, in nats an answer from the baseline. Of two models at "
+        "the same distance the higher is trained better; where a judge falls while the proxy rises, it is exploited."
     )
     return [Section("Reward over KL", text, [table], model_charts(models, summary.get("gold_peaks", ()), proxy))]
 
@@ -209,8 +209,8 @@ def _cost(summary: Summary) -> list[Section]:
     ]
     text = (
         "Share of questions answered rightly by the baseline and by the candidate. Multiple choice takes the choice of "
-        "the highest log-prob, summed (sum) or per token (mean); free answers are compared as a whole (exact). Intervals "
-        "resample questions, with both models on each."
+        "the highest log-prob, summed (sum) or per token (mean); free answers are compared as a whole (exact). "
+        "Intervals resample questions, with both models on each."
     )
     return [Section("Alignment tax", text, [Table(columns, rows)], [task_chart(tasks)])]
 

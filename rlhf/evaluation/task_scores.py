@@ -21,7 +21,7 @@ from rollout.types import Prompt, TokenIds
 Array = NDArray[np.float64]
 
 GREEDY_TEMPERATURE = 1e-3
-"""The sampler has no greedy mode; at this temperature a token a hundredth of a nat behind comes once in 22,000 draws."""
+"""The sampler has no greedy mode; here a token that is a hundredth of a nat behind comes once in 22,000 draws."""
 _AROUND_AN_ANSWER = " \t\r\n.!?\"'`"
 
 
@@ -102,7 +102,7 @@ def _outcome(model: LoadedModel, task: Task, shots: int, config: TasksConfig, se
 def _ranked(
     model: LoadedModel, task: Task, shots: int, texts: Sequence[str], rows: Sequence[TaskRow]
 ) -> dict[str, Array]:
-    """Rank classification: the choice to which the model gives the highest log-prob (Brown et al. 2020, section 2.4)."""
+    """Rank classification: the choice of the highest log-prob is the answer (Brown et al. 2020, section 2.4)."""
     prompts: list[TokenIds] = []
     continuations: list[TokenIds] = []
     for text, row in zip(texts, rows, strict=True):
@@ -152,6 +152,6 @@ def _require_room(model: LoadedModel, task: Task, shots: int, lengths: Sequence[
     longest = max(lengths)
     if longest > model.context_tokens:
         raise ValueError(
-            f"tasks.shots={shots}: a question of task '{task.name}' has {longest} tokens with its shots and answer, the "
-            f"model reads {model.context_tokens}; lower tasks.shots, or shorten the rows"
+            f"tasks.shots={shots}: a question of task '{task.name}' has {longest} tokens with its shots and answer, "
+            f"the model reads {model.context_tokens}; lower tasks.shots, or shorten the rows"
         )

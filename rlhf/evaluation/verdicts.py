@@ -63,9 +63,9 @@ def _by_length(summary: Summary) -> list[Verdict]:
     change = summary["candidate"]["response_length_mean"] - summary["baseline"]["response_length_mean"]
     return [
         Verdict(
-            f"At equal length the win rate would be {rate:.3f} (95 % interval {low:.3f} to {high:.3f}); its answers are "
-            f"{abs(change):.1f} tokens {'longer' if change > 0 else 'shorter'} on average, and length explains part of "
-            "the verdict.",
+            f"At equal length the win rate would be {rate:.3f} (95 % interval {low:.3f} to {high:.3f}); its answers "
+            f"are {abs(change):.1f} tokens {'longer' if change > 0 else 'shorter'} on average, and length "
+            "explains part of the verdict.",
             "warning",
         )
     ]
@@ -119,7 +119,8 @@ def _judges(judges: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
     for name, numbers in judges.items():
         if numbers["lost_pairs"]:
             why = "; ".join(numbers.get("lost_because", ()))
-            text = f"{name} gave no verdict on {numbers['lost_pairs']} pairs, which are left out{f': {why}' if why else ''}."
+            lost = f"{name} gave no verdict on {numbers['lost_pairs']} pairs, which are left out"
+            text = f"{lost}: {why}." if why else f"{lost}."
             said.append(Verdict(text, "warning"))
         consistency = numbers.get("consistency")
         if consistency is not None and consistency < 0.5:

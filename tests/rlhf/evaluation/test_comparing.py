@@ -17,18 +17,18 @@ def longer(prompts, answers_a, answers_b, *, margin=0, silent_on=""):
     return found
 
 
-def one_word(prompts, answers_a, answers_b):
+def one_word(*_pairs):
     return "A"
 
 
-def nonsense(prompts, answers_a, answers_b):
+def nonsense(prompts, *_answers):
     return ["better"] * len(prompts)
 
 
 def scripted(table):
     """A judge of the pairs (a, b) in a table."""
 
-    def judge(prompts, answers_a, answers_b):
+    def judge(_prompts, answers_a, answers_b):
         choices = [table.get((a, b)) for a, b in zip(answers_a, answers_b, strict=True)]
         return Verdicts(choices, {index: "no entry" for index, choice in enumerate(choices) if choice is None})
 
@@ -61,7 +61,9 @@ def test_both_orders_decide_and_disagreement_is_a_tie():
 
 
 def test_a_judge_that_always_takes_the_first_decides_nothing():
-    always_first = lambda prompts, a, b: Verdicts(["A"] * len(prompts), {})  # noqa: E731, ARG005 - a judge of one line
+    def always_first(prompts, *_answers):
+        return Verdicts(["A"] * len(prompts), {})
+
     found = judge_both_orders(always_first, ["p", "q"], ["a", "b"], ["c", "d"])
     assert found.outcomes.tolist() == [0.5, 0.5]
     assert (found.consistency, found.first_preferred) == (0.0, 1.0)

@@ -62,7 +62,7 @@ def test_pairs_are_asked_in_both_orders_with_key_and_parameters(endpoint, tmp_pa
 
 
 def test_texts_that_look_like_placeholders_stay_texts(endpoint, tmp_path):
-    endpoint.decide = lambda call: completion("A")
+    endpoint.decide = lambda _call: completion("A")
     build(endpoint, tmp_path)(["{answer_b}"], ["{prompt}"], ["b"])
     assert endpoint.calls[0]["messages"][0]["content"] == "{answer_b}|{prompt}|b"
 
@@ -105,7 +105,7 @@ def test_what_fails_is_dropped_with_its_reason_and_asked_again_next_time(endpoin
         3: "answered no chat completion",
         4: "answered no chat completion",
     }
-    endpoint.decide = lambda call: completion("B")
+    endpoint.decide = lambda _call: completion("B")
     assert build(endpoint, tmp_path)(["refuse"], ["a"], ["b"]).choices == ["B"]
 
 
@@ -114,7 +114,7 @@ def test_a_busy_endpoint_is_tried_again_and_a_silent_one_given_up(endpoint, tmp_
     assert build(endpoint, tmp_path, retries=2)(["p"], ["a"], ["b"]).choices == ["A"]
     assert len(endpoint.calls) == 3
 
-    endpoint.decide = lambda call: Answer(delay_seconds=0.5)
+    endpoint.decide = lambda _call: Answer(delay_seconds=0.5)
     start = time.monotonic()
     found = build(endpoint, tmp_path, timeout_seconds=0.1, retries=1)(["q"], ["a"], ["b"])
     assert time.monotonic() - start < 2
@@ -123,20 +123,20 @@ def test_a_busy_endpoint_is_tried_again_and_a_silent_one_given_up(endpoint, tmp_
 
 
 def test_calls_wait_together_and_no_more_than_allowed(endpoint, tmp_path):
-    endpoint.decide = lambda call: Answer(body=completion("A").body, delay_seconds=0.05)
+    endpoint.decide = lambda _call: Answer(body=completion("A").body, delay_seconds=0.05)
     build(endpoint, tmp_path, concurrent_calls=3)([str(n) for n in range(12)], ["a"] * 12, ["b"] * 12)
     assert endpoint.most_at_once == 3
 
 
 def test_a_wrong_key_or_address_is_known_before_anything_else(endpoint, tmp_path, monkeypatch):
-    endpoint.decide = lambda call: Answer(status=401, body={})
+    endpoint.decide = lambda _call: Answer(status=401, body={})
     with pytest.raises(EndpointError, match=r"^judges\.base_url=.*HTTP 401.*set RLHF_JUDGE_KEY to a key") as caught:
         build(endpoint, tmp_path).require_reachable()
     assert KEY not in str(caught.value)
     monkeypatch.delenv("RLHF_JUDGE_KEY")
     with pytest.raises(ValueError, match=r"^judges\.key_variable=RLHF_JUDGE_KEY.*not set"):
         build(endpoint, tmp_path)
-    endpoint.decide = lambda call: completion("A")
+    endpoint.decide = lambda _call: completion("A")
     build(endpoint, tmp_path, key_variable=None).require_reachable()
     assert "authorization" not in endpoint.headers[-1]
 
@@ -164,7 +164,7 @@ def test_replies_are_read_where_they_are_clear(reply, choice):
 
 
 def test_a_template_without_an_answer_and_an_address_with_a_key_are_refused():
-    with pytest.raises(ValueError, match="lacks {answer_b}"):
+    with pytest.raises(ValueError, match=r"lacks \{answer_b\}"):
         EndpointJudge(base_url="http://x/v1", model="m", template="{prompt}{answer_a}")
     with pytest.raises(ValueError, match="base_url: url holds a user, password or token") as caught:
         EndpointJudge(base_url="http://me:s3cret@x/v1", model="m")
