@@ -30,12 +30,7 @@ def load_function(source: FunctionSource) -> RewardFunction:
     Raises:
         ValueError: the module or function does not exist, is not callable, or does not take the configured arguments.
     """
-    module_name, _, name = source.function.partition(":")
-    function = getattr(_import(module_name, source.function), name, None)
-    if not callable(function):
-        raise ValueError(
-            f"reward.function={source.function!r}: module {module_name!r} has no function {name!r}; correct the name"
-        )
+    function = import_function(source, field="reward.function")
     try:
         inspect.signature(function).bind([], [], **source.arguments)
     except TypeError as error:
@@ -44,6 +39,25 @@ def load_function(source: FunctionSource) -> RewardFunction:
             "f(prompts, responses, **arguments)"
         ) from error
     return cast(RewardFunction, function)
+
+
+def import_function(source: FunctionSource, *, field: str) -> Callable[..., Any]:
+    """The callable that `module:function` names.
+
+    Args:
+        source: Its import path.
+        field: Configuration key that errors name.
+
+    Raises:
+        ValueError: the module or function does not exist, or is not callable.
+    """
+    module_name, _, name = source.function.partition(":")
+    function = getattr(_import(module_name, source.function, field), name, None)
+    if not callable(function):
+        raise ValueError(
+            f"{field}={source.function!r}: module {module_name!r} has no function {name!r}; correct the name"
+        )
+    return function
 
 
 def call_function(
@@ -69,7 +83,7 @@ def call_function(
     return np.array(values, dtype=np.float32)
 
 
-def _import(module_name: str, target: str) -> Any:
+def _import(module_name: str, target: str, field: str) -> Any:
     # A console script does not have the current folder on its path, and that is where a user's own module lies.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -77,7 +91,7 @@ def _import(module_name: str, target: str) -> Any:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"reward.function={target!r}: {error}; install the module, or start in the folder of its file (this is "
+            f"{field}={target!r}: {error}; install the module, or start in the folder of its file (this is "
             f"{os.getcwd()!r})"
         ) from error
 

@@ -129,9 +129,9 @@ _ALL = (
     ),
     Stage(
         name="eval",
-        summary="compare two models on held-out prompts: win rate, KL, perplexity",
+        summary="compare models on held-out prompts: win rate, KL, over-optimisation, alignment tax",
         config="rlhf.config:EvalConfig",
-        run="rlhf.evaluation:run",
+        run="rlhf.evaluation.command:run",
         examples=("configs/tiny/eval.yaml", "configs/tiny/eval.yaml model.path=runs/ppo/model prompts=100"),
     ),
     Stage(

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from policies.config import ModelConfig
-from policies.loading import load_backbone
 from reward.composite import build_reward
-from rlhf.evaluation import Answers, Evaluator, win_rate
+from rlhf.evaluation.answers import Answers, Evaluator
+from rlhf.evaluation.models import LoadedModel
+from rlhf.evaluation.win_rates import win_rate
 from rlhf.quickstart.recipe import MAX_PROMPT_TOKENS, SAMPLING, Layout, reward_sources
 from rlhf.quickstart.world import prompt_rows, stories
 from rollout.prompts import prompts_from_rows
@@ -56,22 +57,19 @@ class Outcomes:
 
 def measure_outcomes(layout: Layout, *, prompts: int, seed: int) -> Outcomes:
     """Lets every policy answer the same prompts with the same noise; SFT is compared with fresh samples of itself."""
-    tokenizer = load_backbone(ModelConfig(path=layout.model("sft"))).tokenizer
+    sft = LoadedModel(ModelConfig(path=layout.model("sft")))
+    tokenizer = sft.tokenizer
     rows = prompt_rows(prompts, seed + 2, split="eval")
     asked = prompts_from_rows(rows, tokenizer, max_prompt_tokens=MAX_PROMPT_TOKENS, source="quickstart prompts").prompts
     judge = build_reward(reward_sources(layout), policy_tokenizer=tokenizer, shared_backbone=None)
     texts = stories(400, seed, split="eval")
-
-    def evaluator(noise: int) -> Evaluator:
-        return Evaluator(asked, judge, sampling=SAMPLING, texts=texts, seed=noise)
-
-    sft = ModelConfig(path=layout.model("sft"))
-    baseline = evaluator(seed + 1).answer(sft)
+    evaluator = Evaluator(asked, judge, sampling=SAMPLING, texts=texts, seed=seed)
+    baseline = evaluator.answer(sft, seed=seed + 1)
     policies: list[Outcome] = []
     for name in ("sft", "ppo", "ppo_ptx"):
-        answers = evaluator(seed).answer(ModelConfig(path=layout.model(name)))
-        kl = evaluator(seed).kl(answers, sft)
-        policies.append(_outcome(name, answers, baseline, kl, seed))
+        model = sft if name == "sft" else LoadedModel(ModelConfig(path=layout.model(name)))
+        answers = evaluator.answer(model)
+        policies.append(_outcome(name, answers, baseline, evaluator.kl(answers, sft), seed))
     return Outcomes([prompt.text for prompt in asked], policies)
 
 

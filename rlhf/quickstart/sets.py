@@ -4,6 +4,7 @@
     demonstrations   2000 prompts with a completion  demonstrations-eval   200
     rankings         1000 prompts with 4 responses   rankings-eval         200
     prompts          1000 prompts                    prompts-eval          200
+    choices-eval     200 questions with 4 choices
     votes            300 prompts with 4 responses by different writers, each ranked by three of six raters
 
 The `-eval` sets tell of scenes that no other set holds. Owns sizes and names, and who votes; the other rows come from
@@ -14,6 +15,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rlhf.quickstart.choices import choice_row
 from rlhf.quickstart.grammar import Split
 from rlhf.quickstart.labelers import LABELERS, rank
 from rlhf.quickstart.questions import Question
@@ -69,6 +71,12 @@ def _rankings(count: int, split: Split) -> list[Row]:
     return informative[:count]
 
 
+def _choices(count: int, split: Split) -> list[Row]:
+    # A seed of their own: they ask what no prompt of `prompts-eval` does.
+    rng = random.Random(f"choices/{SEED}/{split}")
+    return [{**choice_row(question, rng)} for question in questions(count, SEED + 3, split=split)]
+
+
 def _distinct_responses(question: Question, rng: random.Random) -> list[str]:
     drafts: dict[str, None] = {}
     while len(drafts) < RESPONSES_PER_RANKING:
@@ -106,6 +114,7 @@ EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
     "rankings": lambda: _rankings(1000, "train"),
     "rankings-eval": lambda: _rankings(200, "eval"),
     "votes": lambda: _votes(300),
+    "choices-eval": lambda: _choices(200, "eval"),
     "prompts": lambda: _prompts(1000, "train"),
     "prompts-eval": lambda: _prompts(200, "eval"),
 }

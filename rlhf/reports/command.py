@@ -4,9 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf.evaluation.page import evaluation_page, is_evaluation
 from rlhf.reports.comparison import comparison_page, read_runs
 from rlhf.reports.config import ReportConfig
-from rlhf.reports.page import render_page
+from rlhf.reports.page import ReportPage, render_page
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.run_folder import RunFiles
@@ -24,9 +25,16 @@ def run(config: ReportConfig, *, resume: bool) -> None:
     if len(config.runs) == 1:
         read_runs(config.runs)
         path = RunFiles(config.runs[0]).report_path
-        page = generic_training_page(config.runs[0])
+        page = _page_of(config.runs[0])
     else:
         path, page = Path(COMPARISON_FILE), comparison_page(config.runs)
     path = path if config.output is None else Path(config.output)
     write_atomically(path, render_page(page))
     Console(highlight=False).print(f"report: {path}", markup=False, soft_wrap=True)
+
+
+def _page_of(run_dir: str) -> ReportPage:
+    """A run's own page: an evaluation has one, other stages share one."""
+    return (
+        evaluation_page(run_dir) if is_evaluation(RunFiles(run_dir).read_summary()) else generic_training_page(run_dir)
+    )

@@ -51,12 +51,21 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a text; `change` marks what another text has not, or what this one has lost."""
+
+    text: str
+    change: Literal["same", "added", "removed"] = "same"
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What one model, or one moment of training, answered."""
+    """What one model, or one moment of training, answered; `parts` are the text again, with its changes marked."""
 
     name: str
     text: str
     scores: Mapping[str, Cell] = field(default_factory=dict[str, Cell])
+    parts: Sequence[Part] = ()
 
 
 @dataclass(frozen=True, slots=True)

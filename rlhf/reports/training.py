@@ -11,6 +11,7 @@ from typing import cast
 
 from rlhf.reports.charts import Chart, Series
 from rlhf.reports.health import alerts_in, health_sections, health_verdicts
+from rlhf.reports.over_optimisation import over_optimisation
 from rlhf.reports.page import Answer, Cell, Headline, Listing, ReportPage, Sample, Section, Table, Verdict, is_number
 from rlhf.runtime.health.monitor import HEALTH_SUMMARY
 from rlhf.runtime.health.rule import Alert
@@ -37,8 +38,10 @@ def generic_training_page(run_folder_path: str | Path, title: str = "") -> Repor
     """
     files = RunFiles(run_folder_path)
     rows, summary, alerts = files.read_metrics(), files.read_summary(), alerts_in(files)
+    stops, exploitation = over_optimisation(rows, files.read_config() if files.config_path.exists() else {})
     sections = [
         *_summary_sections(summary),
+        *exploitation,
         *health_sections(alerts),
         *_sample_sections(files.read_samples()),
         *metric_sections(rows),
@@ -46,7 +49,7 @@ def generic_training_page(run_folder_path: str | Path, title: str = "") -> Repor
     return ReportPage(
         title=title or files.path.resolve().name,
         subtitle=_subtitle(rows),
-        verdicts=[*_health(alerts, summary), *_verdicts(_untold(rows, alerts), finished=bool(summary))],
+        verdicts=[*stops, *_health(alerts, summary), *_verdicts(_untold(rows, alerts), finished=bool(summary))],
         headlines=_headlines(summary),
         sections=[*sections, *_record_sections(files)],
     )

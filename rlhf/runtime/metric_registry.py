@@ -110,6 +110,11 @@ _DOCUMENTED = (
     Metric("eval/win_rate", "share", "Share of prompts on which the candidate scores higher; ties count one half."),
     Metric("eval/win_rate_low", "share", "Lower end of the 95 % bootstrap interval of eval/win_rate."),
     Metric("eval/win_rate_high", "share", "Upper end of the 95 % bootstrap interval of eval/win_rate."),
+    Metric(
+        "eval/length_controlled_win_rate", "share", "As eval/win_rate, at answers of equal length (Dubois et al. 2024)."
+    ),
+    Metric("eval/length_controlled_win_rate_low", "share", "Lower end of the 95 % interval of that rate."),
+    Metric("eval/length_controlled_win_rate_high", "share", "Upper end of the 95 % interval of that rate."),
     Metric("eval/kl", _PER_SEQUENCE, "KL from candidate to reference on held-out prompts."),
     Metric("eval/score", _REWARD, "Mean score of the answers to held-out prompts."),
     Metric("eval/proxy_score", _REWARD, "Mean score by the reward model that PPO was trained on."),

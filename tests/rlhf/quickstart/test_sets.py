@@ -7,7 +7,14 @@ from rlhf.quickstart.questions import question_from_prompt
 from rlhf.quickstart.sets import CONTRARIAN, EMBEDDED_SETS, RESPONSES_PER_RANKING, VOTES_PER_PROMPT, embedded_rows
 
 SIZES = {"stories": 4000, "demonstrations": 2000, "rankings": 1000, "prompts": 1000}
-SIZES |= {"stories-eval": 400, "demonstrations-eval": 200, "rankings-eval": 200, "prompts-eval": 200, "votes": 300}
+SIZES |= {
+    "stories-eval": 400,
+    "demonstrations-eval": 200,
+    "rankings-eval": 200,
+    "prompts-eval": 200,
+    "votes": 300,
+    "choices-eval": 200,
+}
 
 
 @pytest.mark.parametrize("name", EMBEDDED_SETS)

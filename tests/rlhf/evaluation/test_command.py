@@ -10,9 +10,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from policies.config import ModelConfig
+from policies.loading import Backbone, load_backbone
 from policies.tokenization import train_tokenizer
 from rlhf.config import EvalConfig
-from rlhf.evaluation import run, score_gain, win_rate
+from rlhf.evaluation import models
+from rlhf.evaluation.command import run
+from rlhf.evaluation.win_rates import score_gain, win_rate
+from rlhf.reports.command import run as report
+from rlhf.reports.config import ReportConfig
 from rlhf.runtime.run_folder import RunFiles
 from tests.tiny_models import build_model
 from tests.tiny_ppo import PROMPTS, STORIES, merged, ppo_config, run_ppo, write_data, write_rows
@@ -175,3 +181,161 @@ def test_a_failed_evaluation_leaves_its_folder_free_and_a_finished_one_is_kept(
     with pytest.raises(ValueError, match="already holds a run"):
         evaluate(settings)
     assert result.summary_path.read_bytes() == before
+
+
+# --- everything at once ---------------------------------------------------------------------------------------------
+
+
+def prefers_fewer_words(prompts: list[str], answers_a: list[str], answers_b: list[str]) -> list[str | None]:
+    """A judge that compares; it keeps silent on the second prompt."""
+    found: list[str | None] = []
+    for prompt, a, b in zip(prompts, answers_a, answers_b, strict=True):
+        difference = len(a.split()) - len(b.split())
+        choice = "tie" if not difference else "A" if difference < 0 else "B"
+        found.append(None if prompt == PROMPTS[1] else choice)
+    return found
+
+
+def count_words(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float(len(response.split())) for response in responses[: len(prompts)]]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama_folder: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    """An evaluation with judges that compare, further models, best-of-n and tasks."""
+    folder = tmp_path_factory.mktemp("whole")
+    held_out = write_rows(folder / "many.jsonl", [{"prompt": text} for text in PROMPTS])
+    choices = [
+        {"question": f"{text}?", "choices": ["a", "the cat sat"], "answer": n % 2} for n, text in enumerate(PROMPTS)
+    ]
+    free = [{"prompt": text, "answer": "cat"} for text in PROMPTS]
+    tasks = [write_rows(folder / "choices.jsonl", choices), write_rows(folder / "free.jsonl", free)]
+    settings = eval_settings(
+        folder,
+        tiny_llama_folder,
+        model={"path": str(trained), "device": "cpu"},
+        models=[{"path": str(tiny_llama_folder), "device": "cpu"}],
+        data={"eval": held_out, "tasks": tasks},
+        reward=[
+            {"kind": "length", "maximum_words": 2},
+            {"kind": "function", "name": "words", "function": f"{__name__}:count_words", "weight": 0.0},
+        ],
+        judges=[{"kind": "function", "name": "fewer", "function": f"{__name__}:prefers_fewer_words"}],
+        proxy="words",
+        best_of_n={"n": [1, 2, 4, 8, 9, 10], "samples": 10},
+        tasks={"shots": [0, 1], "max_answer_tokens": 4},
+        responses_per_prompt=2,
+    )
+    return evaluate(settings)
+
+
+def test_a_judge_that_compares_has_a_win_rate_of_its_own(whole: RunFiles) -> None:
+    summary: Any = whole.read_summary()
+    found = summary["judges"]["fewer"]
+    rows: Any = whole.read_samples()
+    assert found["kind"] == "compares"
+    assert found["consistency"] == 1.0
+    assert found["lost_pairs"] == 2 - sum(
+        row["prompt"] == PROMPTS[1] and row["response"] == row["baseline_response"] for row in rows
+    )
+    by_prompt: dict[str, list[float]] = {}
+    for row in rows:
+        mine, theirs = (len(row[key].split()) for key in ("response", "baseline_response"))
+        if row["prompt"] != PROMPTS[1] or row["response"] == row["baseline_response"]:
+            by_prompt.setdefault(row["prompt"], []).append((mine < theirs) + 0.5 * (mine == theirs))
+    assert found["win_rate"] == pytest.approx(np.mean([np.mean(values) for values in by_prompt.values()]))
+
+
+def test_further_models_are_points_of_reward_over_kl(whole: RunFiles, tiny_llama_folder: Path) -> None:
+    summary: Any = whole.read_summary()
+    assert set(summary["models"]) == {"candidate", "baseline", tiny_llama_folder.name}
+    same, candidate = summary["models"][tiny_llama_folder.name], summary["models"]["candidate"]
+    assert same["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert same["win_rate"] == 0.5
+    assert candidate["kl"] == pytest.approx(summary["kl"])
+    assert candidate["win_rate"] == pytest.approx(summary["win_rate"])
+    assert candidate["components"] == summary["candidate"]["components"]
+
+
+def test_best_of_n_climbs_the_proxy_and_not_what_the_proxy_is_against(whole: RunFiles) -> None:
+    summary: Any = whole.read_summary()
+    rows = summary["best_of_n"]
+    assert [row["n"] for row in rows] == [1, 2, 4, 8, 9, 10]
+    words = [row["components"]["words"]["mean"] for row in rows]
+    assert words == sorted(words)
+    assert words[-1] > words[0]
+    # The judge punishes words beyond two.
+    assert rows[-1]["components"]["length"]["mean"] < rows[0]["components"]["length"]["mean"]
+    assert rows[-1]["win_rate"] < rows[0]["win_rate"]
+    (peak,) = summary["gold_peaks"]
+    assert (peak["gold"], peak["form"]) == ("length", "best_of_n")
+
+
+def test_tasks_are_measured_before_and_after(whole: RunFiles) -> None:
+    summary: Any = whole.read_summary()
+    found = {(one["task"], one["shots"], one["measure"]): one for one in summary["tasks"]}
+    assert set(found) == {
+        (t, s, m) for t, ms in (("choices", ("sum", "mean")), ("free", ("exact",))) for s in (0, 1) for m in ms
+    }
+    for one in found.values():
+        assert one["questions"] == len(PROMPTS)
+        assert one["difference"] == pytest.approx(one["after"] - one["before"])
+        assert one["difference_low"] <= one["difference"] <= one["difference_high"]
+
+
+def test_the_page_shows_all_of_it_and_is_written_again_the_same(whole: RunFiles) -> None:
+    html = whole.report_path.read_text()
+    titles = ("Setting", "Who wins", "Best of n", "Reward over KL", "Alignment tax", "Answers", "Record")
+    assert [title for title in titles if f">{title}</h2>" not in html] == []
+    assert "fewer gave no verdict on" in html
+    assert "<ins>" in html
+    assert "<del>" in html
+    page = whole.path.parent / "again.html"
+    report(ReportConfig(runs=(str(whole.path),), output=str(page)), resume=False)
+    assert page.read_text() == html
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"proxy": "rm"}, r"^proxy='rm' is no reward source; there are length, regex"),
+        (
+            {"judges": [{"kind": "function", "name": "regex", "function": f"{__name__}:count_words"}]},
+            "names two judges",
+        ),
+        (
+            {"judges": [{"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m"}]},
+            "RLHF_JUDGE_KEY.*not set",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, tiny_llama_folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    settings = eval_settings(tmp_path, tiny_llama_folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        evaluate(settings)
+    assert not RunFiles(settings["run_dir"]).holds_run()
+
+
+def test_best_of_n_without_a_proxy_is_refused(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    with pytest.raises(ValueError, match="name it in proxy"):
+        EvalConfig.model_validate(eval_settings(tmp_path, tiny_llama_folder, best_of_n={}))
+    with pytest.raises(ValueError, match="samples=4 is below the largest n=8"):
+        EvalConfig.model_validate(
+            eval_settings(tmp_path, tiny_llama_folder, proxy="length", best_of_n={"n": [8], "samples": 4})
+        )
+
+
+def test_every_model_is_loaded_once(
+    tmp_path: Path, tiny_llama_folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def counting(config: ModelConfig, **options: Any) -> Backbone:
+        loaded.append(config.path)
+        return load_backbone(config, **options)
+
+    monkeypatch.setattr(models, "load_backbone", counting)
+    evaluate(eval_settings(tmp_path, tiny_llama_folder, model={"path": str(trained), "device": "cpu"}))
+    assert loaded == [str(trained), str(tiny_llama_folder)]
