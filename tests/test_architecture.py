@@ -25,7 +25,11 @@ MAY_IMPORT = {
     "rlhf": {"rlhf", "rollout", "reward", "policies"},
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "ray", "wandb"}
-ONE_HOME = {"wandb": "rlhf/runtime/metrics.py", "trl": "rlhf/trainers/trl_sft.py"}
+ONE_HOME = {
+    "wandb": "rlhf/runtime/sinks/weights_and_biases.py",
+    "mlflow": "rlhf/runtime/sinks/mlflow.py",
+    "trl": "rlhf/trainers/trl_sft.py",
+}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 REASON_LETTERS = 10
 
@@ -312,8 +316,8 @@ BROKEN: dict[str, tuple[Rule, dict[str, str], str]] = {
     ),
     "wandb has one home": (
         strays,
-        {"rlhf/runtime/metrics.py": "import wandb\n", "rlhf/a.py": "from wandb.sdk import x\n"},
-        "rlhf/a.py:1: only rlhf/runtime/metrics.py imports wandb",
+        {"rlhf/runtime/sinks/weights_and_biases.py": "import wandb\n", "rlhf/a.py": "from wandb.sdk import x\n"},
+        "rlhf/a.py:1: only rlhf/runtime/sinks/weights_and_biases.py imports wandb",
     ),
     "trl has one home": (
         strays,
