@@ -39,10 +39,9 @@ class MlflowSink:
     def __init__(
         self, run_folder: RunFolder, tracking: TrackingConfig, resolved_config: Mapping[str, object], stage: str
     ) -> None:
-        # Heavy, and installed only where tracking.mlflow asks for it.
-        from mlflow.entities import Metric, Param  # noqa: PLC0415
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415
-        from mlflow.tracking import MlflowClient  # noqa: PLC0415
+        from mlflow.entities import Metric, Param  # noqa: PLC0415 - an extra, see tracking.mlflow
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415 - an extra, see tracking.mlflow
+        from mlflow.tracking import MlflowClient  # noqa: PLC0415 - an extra, see tracking.mlflow
 
         self._metric = Metric
         self._run_folder = run_folder
