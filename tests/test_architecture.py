@@ -27,6 +27,7 @@ MAY_IMPORT = {
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "ray", "wandb"}
 ONE_HOME = {
     "wandb": "rlhf/runtime/sinks/weights_and_biases.py",
+    "wandb_workspaces": "rlhf/dashboard/workspace.py",
     "mlflow": "rlhf/runtime/sinks/mlflow.py",
     "trl": "rlhf/trainers/trl_sft.py",
 }

@@ -60,6 +60,20 @@ def resolve_wandb_mode(
     return mode
 
 
+def default_entity() -> str:
+    """The user or team that WANDB_API_KEY logs to where none is named.
+
+    Raises:
+        TrackingError: W&B cannot be reached or refuses the key.
+    """
+    import wandb  # noqa: PLC0415 - heavy, and wanted only where something is sent
+
+    try:
+        return str(wandb.Api(timeout=int(_INIT_TIMEOUT_SECONDS)).default_entity)
+    except wandb.Error as error:
+        raise TrackingError(f"W&B: {str(error).splitlines()[0]}; check WANDB_API_KEY and the network") from error
+
+
 class WandbSink:
     """A W&B run whose files lie in the run folder and whose id lives there too, so that a resumed job continues it.
 
