@@ -11,6 +11,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as panels
 import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces import expr
+from wandb_workspaces.reports.v2.interface import Panel, ParallelCoordinatesPlotColumn
 from wandb_workspaces.workspaces import internal
 
 from rlhf.dashboard.layout import FRONTIER, Plot, Section, dashboard_sections
@@ -37,6 +38,7 @@ def build_views(project: str, *, entity: str = "", sent_before: Mapping[str, Map
         sent_before: Of views that W&B has already, by name, what `views_to_json` wrote of them.
     """
     settings = workspaces.WorkspaceSettings(x_axis=STEP_AXIS, max_runs=20)
+    by_sweep: list[expr.MetricType] = [expr.Metric("Sweep")]
     views = [
         workspaces.Workspace(
             entity=entity,
@@ -50,7 +52,7 @@ def build_views(project: str, *, entity: str = "", sent_before: Mapping[str, Map
         )
         for name, sections, groups in (
             ("RLHF", [*map(_section, dashboard_sections())], []),
-            ("RLHF sweep", _sweep_sections(), [expr.Metric("Sweep")]),
+            ("RLHF sweep", _sweep_sections(), by_sweep),
             ("RLHF compare", _comparison_sections(), []),
         )
     ]
@@ -84,8 +86,8 @@ def send_view(view: workspaces.Workspace) -> str:
 
 
 def _sweep_sections() -> list[workspaces.Section]:
-    columns = [panels.ParallelCoordinatesPlotColumn(panels.Config(key)) for key in SWEPT]
-    columns += [panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(key)) for key in OUTCOMES]
+    columns = [ParallelCoordinatesPlotColumn(panels.Config(key)) for key in SWEPT]
+    columns += [ParallelCoordinatesPlotColumn(panels.SummaryMetric(key)) for key in OUTCOMES]
     outcome = [
         panels.ParallelCoordinatesPlot(columns=columns, title="Settings and what came of them"),
         panels.ParameterImportancePlot(with_respect_to=OUTCOMES[0]),
@@ -132,6 +134,7 @@ def _give_names(view: workspaces.Workspace, sent: Mapping[str, Any]) -> None:
     view._internal_runset_id = _stable_id(view.name)
     for section in view.sections:
         for index, panel in enumerate(section.panels):
+            assert isinstance(panel, Panel), "all of them are made here"
             panel._id = _stable_id(view.name, section.name, str(index))
 
 

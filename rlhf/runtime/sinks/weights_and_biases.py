@@ -182,9 +182,10 @@ class _WandbEnvironment:
 
 
 def _run_id(path: Path) -> str:
-    """The id kept in the run folder, made on first use."""
+    """The id kept in the run folder, made on first use; of a sweep's run, the one that its agent gave it."""
     if not path.exists():
-        write_atomically(path, uuid.uuid4().hex[:12] + "\n")
+        given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        write_atomically(path, (given or uuid.uuid4().hex[:12]) + "\n")
     return path.read_text(encoding="utf-8").strip()
 
 
