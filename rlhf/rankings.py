@@ -27,8 +27,8 @@ from rlhf.data import load_rows
 from rlhf.reports.page import write_report
 from rlhf.reports.rankings import print_outcome, rankings_page
 from rlhf.runtime import json_lines
-from rlhf.runtime.console import stages_announce
 from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
+from rlhf.runtime.terminal import stages_announce
 
 logger = logging.getLogger(__name__)
 

@@ -165,6 +165,15 @@ _ALL = (
         needs_config=False,
     ),
     Stage(
+        name="dashboard",
+        summary="write the W&B workspace of a project, and send it where there is a key",
+        config="rlhf.dashboard.config:DashboardConfig",
+        run="rlhf.dashboard.command:run",
+        examples=("my-project", "runs/tiny/ppo entity=my-team"),
+        words="of",
+        needs_config=False,
+    ),
+    Stage(
         name="quickstart",
         summary="the whole chain on a small embedded world, in minutes on a CPU",
         config="rlhf.config:QuickstartConfig",

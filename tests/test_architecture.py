@@ -27,7 +27,9 @@ MAY_IMPORT = {
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "ray", "wandb"}
 # Which files may import a library: one, or one for each of its trainers.
 HOMES = {
-    "wandb": ("rlhf/runtime/metrics.py",),
+    "wandb": ("rlhf/runtime/sinks/weights_and_biases.py",),
+    "wandb_workspaces": ("rlhf/dashboard/workspace.py",),
+    "mlflow": ("rlhf/runtime/sinks/mlflow.py",),
     "trl": ("rlhf/trainers/trl_sft.py", "rlhf/trainers/trl_dpo.py"),
     "bitsandbytes": ("policies/quantization.py",),
 }
@@ -317,8 +319,8 @@ BROKEN: dict[str, tuple[Rule, dict[str, str], str]] = {
     ),
     "wandb has one home": (
         strays,
-        {"rlhf/runtime/metrics.py": "import wandb\n", "rlhf/a.py": "from wandb.sdk import x\n"},
-        "rlhf/a.py:1: only rlhf/runtime/metrics.py may import wandb",
+        {"rlhf/runtime/sinks/weights_and_biases.py": "import wandb\n", "rlhf/a.py": "from wandb.sdk import x\n"},
+        "rlhf/a.py:1: only rlhf/runtime/sinks/weights_and_biases.py may import wandb",
     ),
     "each of trl's trainers has one home": (
         strays,

@@ -1,4 +1,7 @@
-"""Every configuration file that comes with the project is one that its stage accepts."""
+"""Every configuration file that comes with the project is one that its stage accepts.
+
+Those of W&B sweeps are `tests/rlhf/dashboard/test_sweeps.py`'s.
+"""
 
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from rlhf.configuration.loader import load_config
 from rlhf.stages import STAGES, resolve
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
 
 
 def stage_of(path: Path) -> str:

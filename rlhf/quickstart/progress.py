@@ -12,9 +12,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from rlhf.runtime.console import CONSOLE_COLUMNS, alert_text, console_sinks_from
+from rlhf.runtime.console import CONSOLE_COLUMNS, alert_text
 from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.metric_registry import format_value
+from rlhf.runtime.terminal import terminal_sinks_from
 
 TITLES = {
     "data": "write the world's data",
@@ -68,7 +69,7 @@ class StageProgress:
         task = self._tasks[name]
         self._progress.start_task(task)
         start = time.perf_counter()
-        with console_sinks_from(lambda stage, total_steps: _DisplaySink(self._progress, task, stage, total_steps)):
+        with terminal_sinks_from(lambda stage, total_steps: _DisplaySink(self._progress, task, stage, total_steps)):
             yield
         self._finish(task, name, time.perf_counter() - start)
 

@@ -1,15 +1,16 @@
 """Configuration of what surrounds a run: tracking, checkpoints, placement on devices."""
 
+from importlib.util import find_spec
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from policies.config import StrictModel
 from rlhf.runtime.metric_registry import require_documented
 
 
 class TrackingConfig(StrictModel):
-    """Weights & Biases. metrics.jsonl and the console line are always written."""
+    """Who shows a run beside its own folder, whose metrics.jsonl is always written."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """`auto` is online when WANDB_API_KEY is in the environment, else offline."""
@@ -19,6 +20,23 @@ class TrackingConfig(StrictModel):
     """Display name of the run; null takes the name of the run folder."""
     tags: tuple[str, ...] = ()
     """Labels of the run."""
+    tensorboard: bool = False
+    """Also write event files into `<run_dir>/tensorboard`; needs the extra `tensorboard`."""
+    mlflow: bool = False
+    """Also log to MLFLOW_TRACKING_URI, or to `<run_dir>/mlruns` where it is not set; needs the extra `mlflow`."""
+    live: Literal["auto", "off"] = "auto"
+    """`auto` is a view that stays in place on a terminal, one line a step elsewhere; `off` is lines everywhere."""
+
+    @field_validator("tensorboard", "mlflow")
+    @classmethod
+    def _require_library(cls, wanted: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic calls it so
+        # Here, so that nothing heavy loads before a library turns out to be missing.
+        if wanted and find_spec(str(info.field_name)) is None:
+            raise ValueError(
+                f"the library {info.field_name} is not installed; "
+                f"install it with: pip install 'rlhf[{info.field_name}]', or leave this false"
+            )
+        return wanted
 
 
 class BestCheckpoint(StrictModel):

@@ -1,9 +1,7 @@
 """One readable line a step on the terminal: a few numbers per stage, in columns. Owns no numbers and no files."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import IO, Protocol
+from collections.abc import Mapping, Sequence
+from typing import IO
 
 from rich.console import Console
 from rich.text import Text
@@ -101,50 +99,6 @@ class ConsoleSink:
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Prints nothing: the stage has the last word."""
-
-
-class TerminalSink(Protocol):
-    """What shows a stage's numbers to whoever watches."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the numbers of one step."""
-        ...
-
-    def log_samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        """Takes sampled answers."""
-        ...
-
-    def log_alert(self, alert: Alert) -> None:
-        """Takes what a health rule found."""
-        ...
-
-    def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
-        """Takes the final numbers."""
-        ...
-
-
-SinkFactory = Callable[[str, int], TerminalSink]
-_FACTORY: ContextVar[SinkFactory] = ContextVar("console sink factory", default=ConsoleSink)
-
-
-@contextmanager
-def console_sinks_from(factory: SinkFactory) -> Iterator[None]:
-    """Inside the context, stages show their numbers through `factory(stage, total_steps)`: one display for all."""
-    token = _FACTORY.set(factory)
-    try:
-        yield
-    finally:
-        _FACTORY.reset(token)
-
-
-def console_sink(stage: str, total_steps: int) -> TerminalSink:
-    """The sink that shows a stage: console lines, or what the surrounding display provides."""
-    return _FACTORY.get()(stage, total_steps)
-
-
-def stages_announce() -> bool:
-    """Whether a stage should print its outcome itself; False where a surrounding display speaks for the whole chain."""
-    return _FACTORY.get() is ConsoleSink
 
 
 def alert_text(stage: str, alert: Alert) -> Text:

@@ -10,6 +10,9 @@
     report.html       written by `rlhf.reports`
     wandb_run_id      identity of the W&B run, kept over resumes
     wandb/            W&B's own files
+    mlflow_run_id     the same of the MLflow run
+    mlruns/           MLflow's own files, where no server has them
+    tensorboard/      event files
     .lock             held by the process that writes here
 
 Owns names, text formats and exclusivity. What the numbers mean is `metric_registry.py`'s business.

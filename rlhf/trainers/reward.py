@@ -35,11 +35,11 @@ from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.reports.page import write_report
 from rlhf.reports.reward import print_outcome, reward_page, scored_examples
-from rlhf.runtime.console import stages_announce
 from rlhf.runtime.kept_checkpoints import KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.terminal import stages_announce
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,

@@ -15,16 +15,12 @@ from rlhf.runtime.config import TrackingConfig
 from rlhf.runtime.health.monitor import HealthMonitor
 from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.health.training import NON_FINITE_METRIC
-from rlhf.runtime.metrics import (
-    JsonlSink,
-    MetricLogger,
-    TrackingError,
-    WandbSink,
-    open_metric_logger,
-    resolve_wandb_mode,
-    to_floats,
-)
+from rlhf.runtime.metrics import FAILURES_SUMMARY, MetricLogger, open_metric_logger, to_floats
 from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.sinks.guard import GuardedSink
+from rlhf.runtime.sinks.jsonl import JsonlSink
+from rlhf.runtime.sinks.sink import TrackingError
+from rlhf.runtime.sinks.weights_and_biases import WandbSink, resolve_wandb_mode
 
 CONFIG = {"run_dir": "x", "seed": 3, "optimizer": {"learning_rate": 1e-5}}
 SECRET = "f00dfeed" * 5
@@ -102,6 +98,57 @@ def test_what_the_health_rules_find_reaches_every_sink_and_the_summary() -> None
         ((summary, _),) = sink.closed
         health: Any = summary["health"]
         assert (summary["kl"], health["verdict"], len(health["alerts"])) == (1.0, "error", 1)
+
+
+class BrokenSink(RecordingSink):
+    """Refuses the steps and summaries that its script names."""
+
+    def __init__(self, *bad_steps: int, closes: bool = True) -> None:
+        super().__init__()
+        self.bad_steps, self.closes = bad_steps, closes
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step in self.bad_steps:
+            raise OSError(f"no route to host at step {step}\ntraceback of the client")
+        super().log(step, metrics)
+
+    def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
+        super().close(summary, failed=failed)
+        if not self.closes:
+            raise OSError("disk full")
+
+
+def test_a_failing_tracker_is_told_once_counted_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    record, broken = RecordingSink(), BrokenSink(1, 3)
+    logger = MetricLogger([record, GuardedSink("Tracker", broken)])
+    for step in (1, 2, 3):
+        logger.log(step, {"objective/kl": step / 2})
+    assert [message for message in caplog.messages if "Tracker" in message] == [
+        "Tracker failed (no route to host at step 1); the run goes on, metrics.jsonl has every number"
+    ]
+    assert [step for step, _ in record.steps] == [1, 2, 3]
+    assert [step for step, _ in broken.steps] == [2]
+    logger.close({"kl": 1.5})
+    assert record.closed == [({"kl": 1.5, FAILURES_SUMMARY: {"Tracker": 2}}, False)]
+    assert caplog.messages[-1] == "Tracker failed 2 times; metrics.jsonl of the run folder is complete"
+
+
+def test_the_record_of_the_run_is_not_guarded() -> None:
+    with pytest.raises(OSError, match="no route"):
+        MetricLogger([BrokenSink(1)]).log(1, {"objective/kl": 0.5})
+
+
+def test_every_sink_is_closed_in_order_though_the_first_cannot_be() -> None:
+    order: list[str] = []
+
+    class Ordered(BrokenSink):
+        def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
+            order.append("first" if not self.closes else "second")
+            super().close(summary, failed=failed)
+
+    with pytest.raises(OSError, match="disk full"):
+        MetricLogger([Ordered(closes=False), Ordered()]).close({"kl": 1.0})
+    assert order == ["first", "second"]
 
 
 def test_a_run_that_ends_early_has_no_verdict() -> None:
