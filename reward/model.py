@@ -203,6 +203,11 @@ class RewardModel:
         is_faster = trains_faster_unfused(self.device, dtype, tokens)
         return attention_implementation(self._classifier, "eager" if is_faster else None)
 
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the body's weights as they are now (`policies.adapters.base_fingerprint`); reads all of them."""
+        return base_fingerprint(self._classifier)
+
     def trainable(self) -> list[tuple[str, Parameter]]:
         """Named parameters that train."""
         return [(name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad]
@@ -227,7 +232,7 @@ class RewardModel:
         """
         about = {**metadata, "kind": "reward_model", "tokenizer_fingerprint": tokenizer_fingerprint(self.tokenizer)}
         if self.is_adapter:
-            about |= about_base(self._classifier)
+            about |= about_base(self._classifier, self.fingerprint)
         with atomic_folder(folder) as aside:
             self._model.save_pretrained(str(aside))
             self.tokenizer.save_pretrained(str(aside))

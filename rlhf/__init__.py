@@ -11,7 +11,7 @@ algorithms            pure tensor functions, one concept a file
 experience            rollouts + scores + values + reference log-probs -> advantages and returns
 roles, role_groups    the four roles as plain classes; where a placement puts them
 learner_group         several ranks of the learner behind one handle; row_shares: which rows a rank computes
-stage_ranks           pretraining on several ranks; gradient_sums: what they add up
+stage_ranks           pretraining and reward models on several ranks; gradient_sums: what they add up
 learner, critic       micro-batches, accumulation, clipping, optimizer steps; what a critic starts from
 optimization          optimizer, schedule, and the step that refuses what is not finite
 compute_precision     the dtype of a forward pass

@@ -243,6 +243,8 @@ class RewardConfig(StageConfig):
     """
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_fraction=0.03, schedule="cosine")
     """Optimizer."""
+    ranks: RanksConfig = RanksConfig()
+    """Processes that train together."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When states are saved."""
 

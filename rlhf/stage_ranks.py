@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from policies.loading import resolve_device
-from rlhf.config import PretrainConfig
+from rlhf.config import PretrainConfig, RewardConfig
 from rlhf.runtime.config import RanksConfig
 from rlhf.runtime.distributed import MeetingPoint, Ranks, join_ranks, naming_the_rank
 from rlhf.runtime.placement import Resources
@@ -42,7 +42,7 @@ class StageRank:
         threads: torch threads of this process.
     """
 
-    def __init__(self, config: PretrainConfig, *, ranks: Ranks, threads: int) -> None:
+    def __init__(self, config: PretrainConfig | RewardConfig, *, ranks: Ranks, threads: int) -> None:
         torch.set_num_threads(threads)
         self._config, self._ranks = config, ranks
         self._meeting_point: MeetingPoint | None = None
@@ -71,7 +71,7 @@ class StageRank:
         return new
 
 
-def run_in_ranks(train: Train, config: PretrainConfig, *, resume: bool) -> None:
+def run_in_ranks(train: Train, config: PretrainConfig | RewardConfig, *, resume: bool) -> None:
     """Runs `train(config, resume=..., ranks=...)` on `config.ranks.workers` ranks.
 
     Raises:

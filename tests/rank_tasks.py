@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from policies.loading import load_backbone
-from rlhf.config import PpoConfig, PretrainConfig
+from rlhf.config import PpoConfig, PretrainConfig, RewardConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from rlhf.optimization import NonFiniteLossError
 from rlhf.roles import RoleHost
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import TrainingState
-from rlhf.trainers.pretrain import train
+from rlhf.trainers import pretrain as pretraining
+from rlhf.trainers import reward
 from rollout.types import PerToken
 from rollout.weight_sync import WeightUpdate
 from tests.tiny_models import randomize
@@ -104,7 +105,12 @@ def publish(ranks: Ranks, settings: Mapping[str, Any], experience: Experience, f
 
 def pretrain(ranks: Ranks, settings: Mapping[str, Any], *, resume: bool) -> None:
     """Runs the stage; the first rank leaves the run folder."""
-    train(PretrainConfig.model_validate(settings), resume=resume, ranks=ranks)
+    pretraining.train(PretrainConfig.model_validate(settings), resume=resume, ranks=ranks)
+
+
+def train_reward(ranks: Ranks, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Runs the stage; the first rank leaves the run folder."""
+    reward.train(RewardConfig.model_validate(settings), resume=resume, ranks=ranks)
 
 
 def collect(ranks: Ranks) -> tuple[list[float], list[float], tuple[float, ...], list[list[float]]]:

@@ -90,7 +90,9 @@ def _unknown_key(cls: type[BaseModel], place: _Place, value: object) -> str:
 def _known_names(cls: type[BaseModel], place: _Place) -> str:
     fields = describe_fields(cls)
     general = ".".join("N" if key.isdecimal() else key for key in place.keys)
-    variants = [item.variant for item in fields if item.name == general and item.variant]
+    # A section has no entry of its own, its fields have.
+    inside = [item for item in fields if f"{item.name}.".startswith(f"{general}.")]
+    variants = list(dict.fromkeys(item.variant for item in inside if item.variant))
     if variants:
         return f"only exists with {' or '.join(variants)}; choose that or remove the key"
     known = list(place.owner.model_fields) if place.owner else []

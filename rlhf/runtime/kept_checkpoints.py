@@ -23,7 +23,8 @@ class KeptCheckpoints:
     """When a run saves its state, and what stays of it.
 
     Args:
-        folder: The run's, with the metrics lines of the steps before.
+        folder: The run's, with the metrics lines of the steps before; None on ranks that leave saving to the first, for
+            which nothing is ever due.
         config: `checkpoint` of the stage.
         total_steps: Last step of the run, which is always saved.
 
@@ -32,11 +33,11 @@ class KeptCheckpoints:
             `keep_best` is null.
     """
 
-    def __init__(self, folder: RunFolder, config: CheckpointConfig, total_steps: int) -> None:
+    def __init__(self, folder: RunFolder | None, config: CheckpointConfig, total_steps: int) -> None:
         self._folder, self._config, self._total_steps = folder, config, total_steps
         self.best_step: int | None = None
         self._best_value = math.nan
-        for row in folder.read_metrics() if config.keep_best else []:
+        for row in folder.read_metrics() if config.keep_best and folder is not None else []:
             self.note(cast(int, row["step"]), cast(Mapping[str, SupportsFloat], row))
 
     def note(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
@@ -53,6 +54,8 @@ class KeptCheckpoints:
 
     def is_due(self, step: int) -> bool:
         """Whether the state after this step is saved, once `note` has seen its numbers."""
+        if self._folder is None:
+            return False
         return step in (self._total_steps, self.best_step) or step % self._config.every_steps == 0
 
     def save(self, state: TrainingState, *, beside_last: int = 0) -> None:
@@ -65,6 +68,7 @@ class KeptCheckpoints:
         Raises:
             CheckpointError: the disk refuses it.
         """
+        assert self._folder is not None, "this rank leaves saving to the first"
         best = () if self.best_step is None else (self.best_step,)
         keep_last = self._config.keep_last + beside_last
         save_checkpoint(self._folder.checkpoints_path, state, keep_last=keep_last, also_keep=best)

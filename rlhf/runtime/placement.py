@@ -78,7 +78,7 @@ def refuse_impossible(requested: Sequence[Resources], offered: Resources) -> Non
     raise ValueError(
         f"placement: {len(requested)} actors ask for {total} in total, the cluster has {offered}; "
         "nearest layout that fits: "
-        f"cpus={share_cpus:g} gpus={share_gpus:g} for each actor, or placement.kind=colocated"
+        f"cpus={share_cpus:g} gpus={share_gpus:g} for each actor, or fewer actors (of PPO: placement.kind=colocated)"
     )
 
 

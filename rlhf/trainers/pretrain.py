@@ -155,7 +155,8 @@ class Pretrainer:
         self._schedule = build_schedule(config.optimizer, config.steps)
         self._compute_dtype = resolve_compute_dtype(config.compute_dtype, self._backbone.device)
         self._steps_done = 0
-        self._checkpoints = None if run is None else KeptCheckpoints(run.folder, config.checkpoint, config.steps)
+        folder = None if run is None else run.folder
+        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, config.steps)
         self._tokens = 0
         self._logged_tokens = 0
         self._eval_loss = math.nan
@@ -243,7 +244,6 @@ class Pretrainer:
             self._save_if_due(self._run, metrics)
 
     def _save_if_due(self, run: TrainingRun, metrics: Metrics) -> None:
-        assert self._checkpoints is not None, "who logs a run saves it, too"
         self._checkpoints.note(self._steps_done, metrics)
         if self._checkpoints.is_due(self._steps_done):
             if self._checkpoints.best_step == self._steps_done:
@@ -251,7 +251,7 @@ class Pretrainer:
             self._save()
 
     def _save(self) -> None:
-        if self._checkpoints is None:
+        if self._run is None:
             return
         tensors = {
             **with_owner("model", self._policy.weights()),
@@ -280,7 +280,7 @@ class Pretrainer:
             "documents": len(self._inputs.texts),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
-            **(self._checkpoints.summary() if self._checkpoints else {}),
+            **self._checkpoints.summary(),
         }
 
 

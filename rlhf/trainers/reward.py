@@ -8,9 +8,10 @@ measured at the end `reward_outcome`, what is told of it `rlhf.reports.reward`.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,26 @@ from reward.preferences import Comparison, comparisons_from_rows
 from reward.scoring import score_sequences
 from rlhf.config import RewardConfig
 from rlhf.data import load_rows
+from rlhf.gradient_sums import sum_gradients
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.reports.page import write_report
 from rlhf.reports.reward import print_outcome, reward_page, scored_examples
+from rlhf.row_shares import balance
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.kept_checkpoints import KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
-from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.run_folder import RunFiles, RunFolder, refuse_existing_run
 from rlhf.runtime.terminal import stages_announce
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
+    load_latest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
     with_owner,
 )
+from rlhf.stage_ranks import run_in_ranks
 from rlhf.trainers.reward_ensemble import ensemble_summary, train_members
 from rlhf.trainers.reward_objective import RewardObjective
 from rlhf.trainers.reward_outcome import NOTHING_HELD_OUT, held_out_summary
@@ -69,19 +75,38 @@ def run(config: RewardConfig, *, resume: bool) -> None:
     Raises:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
+        WorkerError: one of several ranks was lost.
     """
     if config.ensemble_members > 1:
         resume = train_members(config, run, resume=resume)
+    if config.ranks.workers > 1:
+        if not resume:
+            refuse_existing_run(config.run_dir)
+        run_in_ranks(train, config, resume=resume)
+    else:
+        train(config, resume=resume)
+
+
+def train(config: RewardConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
+    """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = RewardInputs(config)
+    ranks.require_same(f"the model in model.path={config.model.path}", inputs.model.fingerprint)
     order = ComparisonOrder(len(inputs.train), config)
+    if not ranks.is_first:
+        follower = RewardTrainer(config, inputs, order, None, MetricLogger([]), ranks=ranks)
+        checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None
+        if checkpoint is not None:
+            follower.restore(checkpoint)
+        follower.train()
+        return
     with open_training_run(config, resume=resume, stage="reward", total_steps=order.steps) as opened:
-        trainer = RewardTrainer(config, inputs, order, opened.folder, opened.metrics)
+        trainer = RewardTrainer(config, inputs, order, opened.folder, opened.metrics, ranks=ranks)
         if opened.checkpoint is not None:
             trainer.restore(opened.checkpoint)
         summary = trainer.train()
         opened.metrics.close(summary)
         path = opened.folder.path
-        write_report(path, reward_page(path, trainer.examples()))
+        write_report(path, reward_page(path, trainer.examples(path / "model")))
         if stages_announce():
             print_outcome(path, summary)
 
@@ -191,29 +216,41 @@ class ComparisonOrder:
 
 
 class RewardTrainer:
-    """The state between steps: weights and moments; `step()` is the algorithm."""
+    """The state between steps: weights and moments; `step()` is the algorithm.
+
+    Args:
+        config: The run's configuration.
+        inputs: Data and model.
+        order: Which comparisons each step trains on.
+        folder: Where checkpoints and the model go; None on ranks that leave that to the first.
+        metrics: Where numbers go.
+        ranks: Those that train together.
+    """
 
     def __init__(
         self,
         config: RewardConfig,
         inputs: RewardInputs,
         order: ComparisonOrder,
-        folder: RunFolder,
+        folder: RunFolder | None,
         metrics: MetricLogger,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._config, self._inputs, self._order, self._folder, self._metrics = config, inputs, order, folder, metrics
         self._model = inputs.model
         self._parameters = self._model.trainable()
         self._optimizer = build_optimizer(self._parameters, config.optimizer)
         self._schedule = build_schedule(config.optimizer, order.steps)
-        self._objective = RewardObjective(self._model, config, inputs.train)
+        self._objective = RewardObjective(self._model, config, inputs.train, ranks=ranks)
         self._steps_done = 0
         self._checkpoints = KeptCheckpoints(folder, config.checkpoint, order.steps)
         self._tokens = 0
         self._best = BestWeights(config.weights)
 
     def train(self) -> dict[str, Any]:
-        """Steps to the end, fits the scale, writes the model; returns the summary."""
+        """Steps to the end, fits the scale, writes the model; returns the summary, which only the first rank has."""
         while self._steps_done < self._order.steps:
             started = time.perf_counter()
             try:
@@ -227,7 +264,10 @@ class RewardTrainer:
         if self._best.step is not None:
             self._model.load_weights(self._best.tensors)
         normalizer = self._fit_scale()
-        summary = self._summary(normalizer)
+        measured = self._measured(normalizer)
+        if self._folder is None:
+            return {}
+        summary = self._summary(self._folder, normalizer, measured)
         about = {"stage": "reward", "started_from": self._config.model.path, "accuracy": summary["accuracy"]}
         self._model.save(self._folder.path / "model", normalizer=normalizer, metadata=about)
         return summary
@@ -236,6 +276,7 @@ class RewardTrainer:
         """One optimizer step on the loss of `comparisons_per_step` comparisons (Ouyang et al. 2022, eq. 1)."""
         comparisons = [self._inputs.train[index] for index in self._order.indices(self._steps_done)]
         numbers = self._objective.backward(comparisons)
+        sum_gradients([parameter for _, parameter in self._parameters], self._ranks)
         self._tokens += sum(comparison.token_count for comparison in comparisons)
         taken = optimizer_step(
             self._optimizer,
@@ -251,10 +292,10 @@ class RewardTrainer:
         """Held-out accuracy with interval, margin and loss, on raw scores, of the comparisons that may choose."""
         return evaluate_scores(*self._scored(self._inputs.chooses))
 
-    def examples(self) -> list[dict[str, Any]]:
-        """The first reported comparisons with their normalised scores, for the report."""
-        normalizer = Normalizer.load(self._folder.path / "model")
-        return scored_examples(self._inputs.reports, lambda sequences: normalizer(self._score(sequences)))
+    def examples(self, model: Path) -> list[dict[str, Any]]:
+        """The first reported comparisons with their scores on the saved model's scale; computed by this rank alone."""
+        normalizer = Normalizer.load(model)
+        return scored_examples(self._inputs.reports, lambda sequences: normalizer(self._score_alone(sequences)))
 
     def restore(self, state: TrainingState) -> None:
         """Continues from a checkpoint."""
@@ -264,8 +305,17 @@ class RewardTrainer:
         self._tokens = int(state.values["tokens"])
         self._steps_done = state.step
 
-    @torch.no_grad()
     def _score(self, sequences: Sequence[TokenIds]) -> Scores:
+        """(S,) raw scores; every rank computes its share and gets all."""
+        if self._ranks.is_alone:
+            return self._score_alone(sequences)
+        places = balance([len(sequence) for sequence in sequences], self._ranks.count)[self._ranks.index]
+        own = self._score_alone([sequences[place] for place in places]) if places else np.zeros(0, np.float32)
+        rows = self._ranks.join_rows(dict(zip(places, own.reshape(-1, 1), strict=True)), [1] * len(sequences))
+        return np.concatenate(rows)
+
+    @torch.no_grad()
+    def _score_alone(self, sequences: Sequence[TokenIds]) -> Scores:
         budget = self._config.micro_batch_tokens
         return score_sequences(self._model, sequences, token_budget=budget).cpu().numpy()
 
@@ -306,6 +356,8 @@ class RewardTrainer:
             self._save()
 
     def _save(self) -> None:
+        if self._folder is None:
+            return
         best_tensors, best_values = self._best.state()
         tensors = {
             **with_owner("model", self._model.weights()),
@@ -315,10 +367,10 @@ class RewardTrainer:
         state = TrainingState(self._steps_done, tensors, {"tokens": self._tokens, **best_values})
         self._checkpoints.save(state)
 
-    def _summary(self, normalizer: Normalizer) -> dict[str, Any]:
-        rows, kept = self._folder.read_metrics(), self._best.step or self._steps_done
+    def _summary(self, folder: RunFolder, normalizer: Normalizer, measured: Mapping[str, Any]) -> dict[str, Any]:
+        rows, kept = folder.read_metrics(), self._best.step or self._steps_done
         evaluations = [row for row in rows if "rm/eval_loss" in row]
-        return self._measured(normalizer) | {
+        return dict(measured) | {
             "selection": selection_summary(self._config.weights, kept, evaluations)
             | {
                 "is_split": self._config.splits_held_out,
@@ -341,7 +393,7 @@ class RewardTrainer:
         comparisons, scores = self._scored(self._inputs.reports)
         train = [encoded.comparison for encoded in self._inputs.train]
         found = held_out_summary(train, comparisons, scores, normalizer, seed=self._config.seed)
-        if self._config.ensemble_members > 1:
+        if self._config.ensemble_members > 1 and self._ranks.is_first:
             sequences = [sequence for encoded in self._inputs.reports for sequence in encoded.sequences]
             found["ensemble"] = ensemble_summary(self._config, comparisons, sequences, normalizer(scores))
         return found

@@ -18,6 +18,8 @@ from rlhf.algorithms.listwise_losses import plackett_luce_loss
 from rlhf.algorithms.preference_losses import centering_penalty, ranked_pairs_loss
 from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
 from rlhf.config import PairwiseLogisticLoss, PreferenceLoss, RewardConfig
+from rlhf.row_shares import balance
+from rlhf.runtime.distributed import ALONE, Ranks
 
 _FORWARDS_PER_MICRO_BATCH = 4
 """For models that cannot share prefixes: responses of similar length share a forward pass; so many passes, padded each
@@ -31,19 +33,28 @@ class RewardObjective:
         model: The model to train.
         config: Reads `loss`, `micro_batch_tokens` and `compute_dtype`.
         train: All training comparisons; their mean weight counts as 1.
+        ranks: Those that share the comparisons of a step.
 
     Raises:
         ValueError: the labels are not what the loss needs.
     """
 
-    def __init__(self, model: RewardModel, config: RewardConfig, train: Sequence[EncodedComparison]) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        config: RewardConfig,
+        train: Sequence[EncodedComparison],
+        *,
+        ranks: Ranks = ALONE,
+    ) -> None:
         require_labels(config.loss, train)
+        self._ranks = ranks
         self._model, self._loss, self._token_budget = model, config.loss, config.micro_batch_tokens
         self._compute_dtype = resolve_compute_dtype(config.compute_dtype, model.device)
         self._mean_weight = math.fsum(encoded.comparison.weight for encoded in train) / len(train)
 
     def backward(self, comparisons: Sequence[EncodedComparison]) -> dict[str, float]:
-        """Adds the gradient of the mean loss over the comparisons to that of the weights.
+        """Adds the gradient of the mean loss over the comparisons to that of the weights: this rank's share of it.
 
         Each of the K responses to a prompt is read once, however many of the K-choose-2 pairs it is in, and so is the
         prompt itself where the model can share it.
@@ -54,20 +65,35 @@ class RewardObjective:
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self._model.device))
         scored: list[Tensor] = []
         budget, shares = self._token_budget, self._model.shares_prefixes
-        for part in group_comparisons(comparisons, budget, shares_prefixes=shares):
+        places = balance([comparison.token_count for comparison in comparisons], self._ranks.count)[self._ranks.index]
+        # A rank without a comparison computes one that does not count, to have the same metrics to add up.
+        weight = 1.0 if places else 0.0
+        own = [comparisons[place] for place in places] or comparisons[:1]
+        for part in group_comparisons(own, budget, shares_prefixes=shares):
             scores = self._scores(part)
             batch = collate(part, self._model.device, with_ties=_reads_ties(self._loss))
             loss, metrics = preference_loss(
                 self._loss, scores, batch, group_count=len(comparisons), mean_weight=self._mean_weight
             )
-            loss.backward()
+            (loss if places else weight * loss).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals[name] + value
+                totals[name] = totals[name] + weight * value
             scored.append(scores.detach())
-        every_score = torch.cat(scored)
-        totals |= {"score_mean": every_score.mean(), "score_std": every_score.std(correction=0)}
+        sums = torch.stack(list(totals.values()))
+        self._ranks.add_up(sums)
+        totals |= dict(zip(totals, sums, strict=True)) | self._spread(torch.cat(scored if places else [scored[0][:0]]))
         numbers = torch.stack(list(totals.values())).tolist()
         return {f"rm/{name}": number for name, number in zip(totals, numbers, strict=True)}
+
+    def _spread(self, scores: Tensor) -> dict[str, Tensor]:
+        """Mean and standard deviation of the scores on all ranks."""
+        if self._ranks.is_alone:
+            return {"score_mean": scores.mean(), "score_std": scores.std(correction=0)}
+        values = scores.double()
+        count, total, squares = self._ranks.total(len(values), values.sum().item(), values.square().sum().item())
+        mean = total / count
+        std = math.sqrt(max(0.0, squares / count - mean**2))
+        return {"score_mean": scores.new_tensor(mean), "score_std": scores.new_tensor(std)}
 
     def _scores(self, part: Sequence[EncodedComparison]) -> Tensor:
         groups = [comparison.sequences for comparison in part]

@@ -225,6 +225,7 @@ def rows_of(run_dir: str) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_model_of_one_and_resume_it(tmp_path: Path) -> None:
     # Five documents of unlike lengths a step, two of them a pass: the ranks need unlike many passes.
     changes: dict[str, Any] = {

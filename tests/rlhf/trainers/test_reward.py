@@ -21,6 +21,8 @@ from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.trainers.reward import ComparisonOrder, RewardInputs, RewardTrainer, run
+from tests import rank_tasks
+from tests.rank_processes import RankProcesses
 
 TIMES = ("time/step", "time/update", "time/eval", "perf/peak_memory_mib")
 WORDS = ("cat", "dog", "girl", "bird", "rain", "tree")
@@ -296,3 +298,36 @@ def test_the_reward_of_a_run_scores_batches_of_any_size_alike(settings, tmp_path
     alone = np.concatenate([reward([request]).scores for request in requests])
 
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tuning", "options"),
+    [({"kind": "full"}, {"weights": "lowest_loss", "calibrate": "temperature"}), (LORA, {})],
+    ids=["full", "lora"],
+)
+def test_two_ranks_train_the_model_of_one_and_report_its_numbers(settings, tmp_path, tuning, options):
+    # Twenty-one comparisons in fives: the last step has one, and a rank without any.
+    settings["data"] |= {"train": write_rows(tmp_path / "few.jsonl", rankings(21))}
+    settings["model"] |= {"tuning": tuning}
+    # With a small epsilon Adam turns a gradient that is nothing but rounding into a whole step.
+    smooth = {"learning_rate": 1e-2, "epsilon": 1.0}
+    changes = {"comparisons_per_step": 5, "optimizer": smooth, "micro_batch_tokens": 64, "compute_dtype": "float32"}
+    one, two = (config_of(settings, run_dir=str(tmp_path / name), **changes, **options) for name in ("one", "two"))
+    run(one, resume=False)
+    ranks = RankProcesses(2)
+    try:
+        ranks.run(rank_tasks.train_reward, two.model_dump(mode="json"), resume=False)
+    finally:
+        ranks.close()
+    files = [RunFiles(config.run_dir) for config in (one, two)]
+    expected, actual = (without_times(found.read_metrics()) for found in files)
+    assert len(expected) == 5
+    assert actual == [pytest.approx(row, rel=1e-4, abs=1e-4) for row in expected]
+    for key in ("accuracy", "accuracy_low", "loss", "margin", "steps", "tokens"):
+        assert files[1].read_summary()[key] == pytest.approx(files[0].read_summary()[key], rel=1e-3), key
+    expected, actual = (load_file(next((found.path / "model").glob("*.safetensors"))) for found in files)
+    assert all(torch.allclose(actual[name], expected[name], atol=1e-5) for name in expected)
