@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -85,7 +85,8 @@ class HfGenerator:
         """
         responses = self._responses.open(prompts, response_indices, seed=seed, step=step)
         shortest_first = sorted(responses, key=lambda response: len(response.prompt.token_ids))
-        with self._policy.decoding(), _without_own_sampling(self._backbone.model):
+        model = self._backbone.model
+        with self._policy.decoding(), _without_own_sampling(model), _one_output_weight(model):
             for start in range(0, len(responses), self._batch_size):
                 self._sample(shortest_first[start : start + self._batch_size])
         return [response.completion(self.version) for response in responses]
@@ -153,6 +154,24 @@ def _without_own_sampling(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+@contextmanager
+def _one_output_weight(model: PreTrainedModel) -> Iterator[None]:
+    """Hands the output layer contiguous states.
+
+    Of a prompt, `generate` reads the last state alone, which is a slice; of slices `F.linear` on a CPU makes a batched
+    product, for which it copies the (V, D) weight once for each row (torch 2.13).
+    """
+
+    def contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].contiguous(), *inputs[1:])
+
+    hook = cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(contiguous)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _left_pad(prompts: Sequence[TokenIds], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -211,6 +211,19 @@ def test_bad_rows_stop_the_run_or_are_skipped_and_counted(tmp_path: Path) -> Non
     assert (summary["skipped_rows"], summary["documents"], summary["perplexity"]) == (1, 36, None)
 
 
+def test_the_model_of_the_best_step_stays_beside_the_last(tmp_path: Path) -> None:
+    best = {"metric": "progress/tokens", "direction": "lower"}
+    config = configure(tmp_path, steps=3, checkpoint={"every_steps": 2, "keep_last": 1, "keep_best": best})
+    run(config, resume=False)
+    files = RunFiles(config.run_dir)
+    assert sorted(path.name for path in files.checkpoints_path.iterdir()) == ["step-00000001", "step-00000003"]
+    saved = load_file(files.checkpoints_path / "step-00000001" / "state.safetensors")
+    kept = load_file(files.path / "best" / "model.safetensors")
+    assert all(torch.equal(kept[name], saved[f"model.{name}"]) for name in kept)
+    assert not torch.equal(kept["model.norm.weight"], weights(config.run_dir)["model.norm.weight"])
+    assert files.read_summary()["best"] == {"step": 1, "progress/tokens": 64.0}
+
+
 # --- several ranks ----------------------------------------------------------------------------------------------------
 
 SMOOTH = {"learning_rate": 1e-2, "epsilon": 1.0}
