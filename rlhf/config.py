@@ -563,7 +563,7 @@ class PpoConfig(StageConfig):
         }
         for name, is_set in settings.items():
             if is_set:
-                raise ValueError(f"{name} is of a critic, and {chosen} has none: remove it, or set kind=gae")
+                raise ValueError(f"{name} sets up a critic, and {chosen} builds none: remove it, or set kind=gae")
         return self
 
     @model_validator(mode="after")

@@ -95,10 +95,13 @@ def test_nothing_of_a_critic_is_loaded(tmp_path: Path, tiny_llama_folder: Path) 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "one response": ({"rollout": {"responses_per_prompt": 1}}, "rollout.responses_per_prompt=1: algorithm.advantages"),
-    "settings of a critic": ({"critic": {"kind": "head"}}, "critic is of a critic, and algorithm.advantages.kind=rloo"),
+    "settings of a critic": (
+        {"critic": {"kind": "head"}},
+        "critic sets up a critic, and algorithm.advantages.kind=rloo builds none",
+    ),
     "a loss of values": (
         {"algorithm": {"value_coefficient": 0.5}},
-        "algorithm.value_coefficient is of a critic, and algorithm.advantages.kind=rloo has none",
+        "algorithm.value_coefficient sets up a critic, and algorithm.advantages.kind=rloo builds none",
     ),
     "a key of the other kind": (
         {"algorithm": {"advantages": {"kind": "rloo", "gae_lambda": 0.9}}},
