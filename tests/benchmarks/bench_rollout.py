@@ -1,5 +1,6 @@
 """`make bench-rollout`: our engines beside transformers' `generate` and `generate_batch`, on the same model and prompts
 
+vLLM joins where an environment has it: `make bench-rollout ARGS="--vllm-python .venv-vllm/bin/python"`.
 Every contender lives in a process of its own, so that its peak memory is its own; they take turns, so that a busy
 machine troubles all of them alike. Numbers are medians over the rounds; ratios are taken round by round. Processor time
 is noted beside wall time: it says more where other programs compute at the same time.
@@ -19,7 +20,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "rollout.json"
 KINDS = ("fixed", "ragged")
 CONTENDERS = ("compiled", "hf", "generate", "generate_batch")
-BASELINES = ("hf", "generate", "generate_batch")
+VLLM = "vllm"
 
 
 def main() -> None:
@@ -27,10 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="how often each contender runs (at least 3 count)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of each process")
+    parser.add_argument("--vllm-python", help="an interpreter with vLLM (.venv-vllm/bin/python), to time that, too")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the numbers go")
     arguments = parser.parse_args()
+    pythons = dict.fromkeys(("limits", *CONTENDERS), sys.executable)
+    if arguments.vllm_python is not None:
+        pythons[VLLM] = arguments.vllm_python
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_Worker(name, arguments.threads)) for name in ("limits", *CONTENDERS)}
+        workers = {
+            name: stack.enter_context(_Worker(name, python, arguments.threads)) for name, python in pythons.items()
+        }
         results = _race(workers, arguments.rounds)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -40,11 +47,11 @@ def main() -> None:
 class _Worker:
     """A process of `rollout_worker`, and the conversation with it."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, python: str, threads: int) -> None:
         # Waiting threads are to sleep: on a busy machine those that spin hold up all others.
         environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error"}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.rollout_worker", name],
+            [python, "-W", "ignore", "-m", "tests.benchmarks.rollout_worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -97,7 +104,8 @@ def _summary(runs: Mapping[str, Sequence[Mapping[str, Any]]], limits: Sequence[M
                 )
                 for clock in ("seconds", "processor_seconds")
             }
-            for name in BASELINES
+            for name in runs
+            if name != "compiled"
         },
     }
 

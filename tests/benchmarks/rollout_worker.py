@@ -17,6 +17,8 @@ from tests.benchmarks.rollout_contenders import CONTENDERS, Contender
 from tests.benchmarks.rollout_measures import largest_logprob_error, limits, work
 from tests.benchmarks.rollout_workload import backbone
 
+VLLM = "vllm"
+"""The contender that only its own environment can import."""
 LIMITS = "limits"
 """The worker that measures the machine instead of an engine."""
 
@@ -25,10 +27,18 @@ def main(name: str) -> None:
     """Serves until the input ends. Whatever libraries print goes to the error stream."""
     answers = sys.stdout
     with redirect_stdout(sys.stderr):
-        answer = measure_limits if name == LIMITS else contender(CONTENDERS[name])
+        answer = measure_limits if name == LIMITS else contender(_named(name))
         for line in sys.stdin:
             answers.write(json.dumps(answer(line.strip())) + "\n")
             answers.flush()
+
+
+def _named(name: str) -> Contender:
+    if name == VLLM:
+        from tests.benchmarks.rollout_vllm import vllm  # noqa: PLC0415 - in an environment of its own
+
+        return vllm
+    return CONTENDERS[name]
 
 
 def measure_limits(kind: str) -> dict[str, Any]:
