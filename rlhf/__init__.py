@@ -25,6 +25,7 @@ evaluation, judges    two models on the same held-out prompts; independent judge
 generate, export      look at a model; merge it into a plain folder
 plan, memory_plan     what `--dry-run` prints: placement, and memory by arithmetic
 reports               pages that a run leaves behind
+dashboard             the W&B workspace of a project, as code
 scoring               trained rewards outside of a run: their scale, and a server of scores
 quickstart            the embedded world and the whole chain on it
 """

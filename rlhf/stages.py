@@ -170,7 +170,7 @@ _ALL = (
         config="rlhf.dashboard.config:DashboardConfig",
         run="rlhf.dashboard.command:run",
         examples=("my-project", "runs/tiny/ppo entity=my-team"),
-        words="of",
+        words="projects",
         needs_config=False,
     ),
     Stage(

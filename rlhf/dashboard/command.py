@@ -24,7 +24,7 @@ def run(config: DashboardConfig, *, resume: bool) -> None:
         DashboardError: W&B does not take the views; the file is written.
     """
     assert not resume, "the command line offers --resume to resumable stages only"
-    project, has_key = project_of(config.of[0]), bool(os.environ.get("WANDB_API_KEY"))
+    project, has_key = project_of(config.projects[0]), bool(os.environ.get("WANDB_API_KEY"))
     if config.send == "on" and not has_key:
         raise ValueError(
             "send: on needs WANDB_API_KEY in the environment, which is not set; set it, or choose send=off"
@@ -61,9 +61,9 @@ def project_of(word: str) -> str:
         tracking = cast(Mapping[str, Any], files.read_config().get("tracking", {}))
         return str(tracking.get("project", "rlhf"))
     if files.path.is_dir():
-        raise ValueError(f"of: '{word}' is a folder that holds no run; name a run folder or a W&B project")
+        raise ValueError(f"projects: '{word}' is a folder that holds no run; name a run folder or a W&B project")
     if not word or set(word) & set("/\\#?%:"):
-        raise ValueError(f"of: '{word}' is no run folder, and a W&B project has none of / \\ # ? % : in its name")
+        raise ValueError(f"projects: '{word}' is no run folder, and a W&B project has none of / \\ # ? % : in its name")
     return word
 
 

@@ -10,7 +10,7 @@ from policies.config import StrictModel
 class DashboardConfig(StrictModel):
     """`rlhf dashboard`: the W&B workspace of a project, written to a file and sent where there is a key."""
 
-    of: tuple[str, ...] = Field(default=("rlhf",), min_length=1, max_length=1)
+    projects: tuple[str, ...] = Field(default=("rlhf",), min_length=1, max_length=1)
     """Name of a W&B project, or a run folder whose project it is; the word after `rlhf dashboard`."""
     entity: str | None = None
     """W&B user or team that owns the project; null takes the key's own."""

@@ -199,6 +199,9 @@ def _sample_sections(rows: Sequence[Row]) -> list[Section]:
     """First, middle and last answers to the same prompts."""
     by_prompt: dict[str, dict[int, Row]] = {}
     for row in rows:
+        # PPO's table also holds responses of single steps, whose prompts differ from step to step.
+        if row.get("kind", "fixed") != "fixed":
+            continue
         by_prompt.setdefault(_as_text(row.get("prompt", "")), {}).setdefault(cast(int, row["step"]), row)
     samples = [_sample(prompt, answers) for prompt, answers in list(by_prompt.items())[:_SHOWN_PROMPTS]]
     text = "The same prompts, followed through training."

@@ -30,6 +30,7 @@ from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import TrainingState, with_owner
 from rlhf.trainers.ppo_inputs import PpoInputs
+from rlhf.trainers.ppo_samples import JudgedBatch
 from rollout.buffer import Rollout, RolloutBuffer
 from rollout.prompts import PromptStream
 from rollout.types import PerToken, Prompt, RolloutBatch
@@ -95,6 +96,7 @@ class PpoTrainer:
         self._buffer = RolloutBuffer(max_policy_age=config.rollout.max_policy_age, cancel=roles.rollout.stop)
         self._rollouts = 0
         self._canaries: CanarySequences | None = None
+        self._judged: JudgedBatch | None = None
         self._is_synced = False
         self._episodes = 0
         self._tokens = self._logged_tokens = 0
@@ -123,7 +125,9 @@ class PpoTrainer:
             rollout = self._buffer.take(self._version)
         batch = rollout.batch
         with self._timed("score"):
-            reward, reference_logprobs, values = self._judge(batch)
+            requests = reward_requests(batch, self._inputs.tokenizer)
+            reward, reference_logprobs, values = self._judge(batch, requests)
+            self._judged = JudgedBatch(batch, requests, reward, reference_logprobs)
         with self._timed("experience"):
             experience, metrics = build_experience(
                 batch,
@@ -213,14 +217,16 @@ class PpoTrainer:
         self._weights = self._roles.publish(self._version, canaries=self._canaries)
         return self._roles.load(self._weights) if not self._config.rollout.max_policy_age else {}
 
-    def _judge(self, batch: RolloutBatch) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
+    def _judge(
+        self, batch: RolloutBatch, requests: Sequence[RewardRequest]
+    ) -> tuple[RewardOutput, list[PerToken], list[PerToken]]:
         """Scores, reference log-probs and, where there is a critic, values.
 
         Asked for together, so that they overlap where placement allows it.
         """
         prompts = [prompt.token_ids for prompt in batch.prompts]
         responses = [completion.token_ids for completion in batch.completions]
-        scores = self._roles.ask_scores(reward_requests(batch, self._inputs.tokenizer))
+        scores = self._roles.ask_scores(requests)
         reference = self._roles.ask_reference_logprobs(prompts, responses)
         values = self._roles.learner.call("values", prompts, responses) if self._config.has_critic else None
         reward = scores()
@@ -257,7 +263,10 @@ class PpoTrainer:
                 self._save()
 
     def _show_samples(self) -> Metrics:
-        """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax."""
+        """Answers the fixed prompts with the fixed noise, scores them, and measures the alignment tax.
+
+        Beside these answers stand the worst and the longest of the step that has just ended.
+        """
         metrics: Metrics = {}
         if self._inputs.sample_prompts:
             answer = partial(self._answer, self._weights, self._inputs.sample_prompts, 1, _SAMPLE_NOISE_STEP)
@@ -265,9 +274,14 @@ class PpoTrainer:
             batch = answered.batch
             metrics |= answered.metrics
             requests = reward_requests(batch, self._inputs.tokenizer)
-            reward = self._roles.ask_scores(requests)()
-            self._metrics.log_samples(self._steps_done, _sample_rows(requests, batch, reward))
-            metrics["eval/score"] = _mean_of_scored(reward.scores)
+            scores = self._roles.ask_scores(requests)
+            responses = [completion.token_ids for completion in batch.completions]
+            prompts = [prompt.token_ids for prompt in batch.prompts]
+            reference = self._roles.ask_reference_logprobs(prompts, responses)
+            fixed = JudgedBatch(batch, requests, scores(), reference())
+            of_the_step = [] if self._judged is None else self._judged.worst_and_longest()
+            self._metrics.log_samples(self._steps_done, fixed.rows("fixed") + of_the_step)
+            metrics["eval/score"] = _mean_of_scored(fixed.reward.scores)
         if self._inputs.held_out_texts:
             perplexity = self._roles.learn("perplexity", self._inputs.held_out_texts)
             self._start_perplexity = self._start_perplexity or perplexity
@@ -386,17 +400,3 @@ def _mean_of_scored(scores: Scores) -> float:
     """Mean over what got a score; NaN where nothing did."""
     scored = scores[np.isfinite(scores)]
     return float(scored.mean()) if scored.size else math.nan
-
-
-def _sample_rows(requests: Sequence[RewardRequest], batch: RolloutBatch, reward: RewardOutput) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt_id": completion.prompt_id,
-            "prompt": request.prompt,
-            "response": request.response,
-            "score": float(score),
-            "response_tokens": len(completion.token_ids),
-            "policy_version": completion.policy_version,
-        }
-        for request, completion, score in zip(requests, batch.completions, reward.scores, strict=True)
-    ]

@@ -195,7 +195,12 @@ def test_a_run_leaves_metrics_samples_summary_report_model_and_checkpoints(
     straight: RunFiles, shared_settings: dict[str, Any]
 ) -> None:
     assert [row["step"] for row in straight.read_metrics()] == [1, 2]
-    assert [row["step"] for row in straight.read_samples()] == [0, 0, 2, 2]
+    samples = straight.read_samples()
+    assert [row["step"] for row in samples if row["kind"] == "fixed"] == [0, 0, 2, 2]
+    assert [row["kind"] for row in samples if row["step"] == 2] == ["fixed"] * 2 + ["worst"] * 3 + ["longest"] * 3
+    # The first policy is the reference.
+    assert [row["kl"] for row in samples if row["step"] == 0] == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert all(row["reward/proxy"] == row["score"] for row in samples)
     assert straight.report_path.stat().st_size > 1000
     assert sorted(path.name for path in straight.checkpoints_path.iterdir()) == ["step-00000001", "step-00000002"]
     summary, rows = straight.read_summary(), straight.read_metrics()
@@ -375,5 +380,5 @@ def test_an_offline_wandb_run_holds_every_metric_and_the_table_of_samples(
     tables = [row for row in history if "samples.path" in row]
     (files,) = (run.path / "wandb").glob("offline-run-*/files")
     parts = [json.loads((files / table["samples.path"]).read_text()) for table in tables]
-    assert [[row[0] for row in part["data"]] for part in parts] == [[0, 0], [2, 2]]
-    assert {"prompt", "response", "score"} < set(parts[0]["columns"])
+    assert [[row[0] for row in part["data"]] for part in parts] == [[0, 0], [2] * 8]
+    assert {"kind", "prompt", "response", "score", "reward/length", "kl", "response_tokens"} < set(parts[0]["columns"])

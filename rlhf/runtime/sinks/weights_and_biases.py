@@ -3,8 +3,10 @@
 Owns what W&B is told and what it is not: no key, no command line, no remote's address.
 """
 
+import json
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from rlhf.runtime.config import TrackingConfig
 from rlhf.runtime.environment import describe_environment
 from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.json_lines import write_atomically
+from rlhf.runtime.lineage import LineageItem, inputs_of, output_of
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.sinks.sink import Rows, TrackingError
 
@@ -28,6 +31,7 @@ STEP_AXIS = "progress/step"
 SAMPLE_TABLE = "samples"
 _INIT_TIMEOUT_SECONDS = 30.0
 _FINISH_TIMEOUT_SECONDS = 60.0
+_LINEAGE_TIMEOUT_SECONDS = 120.0
 _WANDB_MODES: dict[str, WandbMode] = {
     "online": "online",
     "run": "online",
@@ -105,6 +109,7 @@ class WandbSink:
     ) -> None:
         self._environment = _WandbEnvironment(run_folder.path / "wandb")
         self._table: wandb.Table | None = None
+        self._folder, self._resolved_config = run_folder.path, resolved_config
         arguments = {
             "project": tracking.project,
             "name": tracking.name or run_folder.path.resolve().name,
@@ -119,6 +124,7 @@ class WandbSink:
         except TrackingError:
             self._environment.restore()
             raise
+        self._is_online = mode == "online" and not self._run.offline
         self._run.define_metric(STEP_AXIS, hidden=True)
         self._run.define_metric("*", step_metric=STEP_AXIS)
 
@@ -151,9 +157,26 @@ class WandbSink:
 
     def close(self, summary: Mapping[str, object], *, failed: bool) -> None:
         """Sends the final numbers and ends the run, as crashed where it failed; waits a bounded time for uploads."""
-        self._run.summary.update(dict(summary))
-        self._run.finish(exit_code=int(failed))
-        self._environment.restore()
+        try:
+            self._run.summary.update(dict(summary))
+            if self._is_online and summary and not failed:
+                self._log_lineage()
+        finally:
+            self._run.finish(exit_code=int(failed))
+            self._environment.restore()
+
+    def _log_lineage(self) -> None:
+        """Tells W&B what the run read and made, by checksum.
+
+        At the end, so that reading large files delays no training, and for a bounded time: W&B waits for its server
+        without one.
+        """
+        worker = threading.Thread(target=log_lineage, args=(self._run, self._resolved_config, self._folder))
+        worker.daemon = True
+        worker.start()
+        worker.join(_LINEAGE_TIMEOUT_SECONDS)
+        if worker.is_alive():
+            logger.warning("W&B has not taken the run's lineage within %g s; it is left out", _LINEAGE_TIMEOUT_SECONDS)
 
     def _sample_table(self, fields: list[str]) -> "wandb.Table":
         import wandb  # noqa: PLC0415 - heavy, and not wanted where tracking.wandb=off
@@ -161,6 +184,32 @@ class WandbSink:
         if self._table is None:
             self._table = wandb.Table(columns=["step", *fields], log_mode="INCREMENTAL", allow_mixed_types=True)
         return self._table
+
+
+def log_lineage(run: "wandb.Run", resolved_config: Mapping[str, object], run_folder: Path) -> None:
+    """Declares the run's inputs and its model as artifacts that hold checksums alone.
+
+    Equal checksums are one version of an artifact, whoever declares it: so the model of one run is the input of another
+    in W&B's graph. Nothing is uploaded but the list of checksums; a failure is logged, since the run is complete.
+    """
+    try:
+        for item in inputs_of(resolved_config):
+            run.use_artifact(_artifact(item))
+        made = output_of(run_folder)
+        if made is not None:
+            run.log_artifact(_artifact(made))
+    except Exception as error:  # noqa: BLE001 - the boundary to W&B, in a thread of its own; logged
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        logger.warning("W&B does not take the run's lineage (%s); it is left out", reason)
+
+
+def _artifact(item: LineageItem) -> "wandb.Artifact":
+    import wandb  # noqa: PLC0415 - heavy, and not wanted where tracking.wandb=off
+
+    artifact = wandb.Artifact(item.name, type=item.kind)
+    with artifact.new_file("checksums.json", encoding="utf-8") as file:
+        json.dump(item.checksums, file, indent=1, sort_keys=True)
+    return artifact
 
 
 class _WandbEnvironment:

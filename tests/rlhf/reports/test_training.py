@@ -65,6 +65,15 @@ def test_samples_follow_a_prompt_from_first_to_last(tmp_path: Path) -> None:
     assert sample.answers[-1].scores == {"score": 1.0}
 
 
+def test_responses_of_single_steps_are_not_taken_for_followed_prompts(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, {}) as folder:
+        for step in (0, 4):
+            rows = [{"kind": kind, "prompt": "Once", "response": f"{kind} {step}"} for kind in ("worst", "fixed")]
+            folder.append_samples(step, rows)
+    (sample,) = generic_training_page(tmp_path).sections[0].samples
+    assert [answer.text for answer in sample.answers] == ["fixed 0", "fixed 4"]
+
+
 def test_a_conversation_is_shown_turn_by_turn(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, {}) as folder:
         folder.append_samples(0, [{"prompt": [{"role": "user", "content": "Hi"}], "response": "Hello"}])
