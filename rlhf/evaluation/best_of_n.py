@@ -34,7 +34,7 @@ class BestOfN:
 def kl_bound(n: int) -> float:
     """KL bound log n - (n - 1) / n, nats: what is commonly given as the KL from best-of-n to the model that samples.
 
-    It is an upper bound, reached where no answer can come twice (Beirami et al. 2024, theorem 1).
+    It is an upper bound, reached where no answer can come twice (Beirami et al. 2024).
     """
     return math.log(n) - (n - 1) / n
 

@@ -31,7 +31,7 @@ _WIDEST_EXPONENT = 50.0
 class CurveFit:
     """Reward at distance d = sqrt(KL): start + d (alpha - beta log d), or start + d (alpha - beta d) for best-of-n.
 
-    Gao et al. 2023, equation 1. They set the start to 0, where it is known; here it is fitted, because a step of a run
+    Gao et al. 2023, section 3.1. They set the start to 0, where it is known; here it is fitted, because a step of a run
     measures it with noise.
 
     Attributes:
