@@ -21,7 +21,8 @@ text_stream           pretraining text -> packed sequences, resumable
 trainers              one loop a stage
 runtime               run folder, metrics, checkpoints, cluster
 rankings              scores, votes and battles -> rankings or weighted pairs
-evaluation, judges    two models on the same held-out prompts; independent judges
+evaluation            models on the same held-out prompts: who wins, how sure that is, what it cost
+judges                independent reward functions
 generate, export      look at a model; merge it into a plain folder
 plan, memory_plan     what `--dry-run` prints: placement, and memory by arithmetic
 reports               pages that a run leaves behind

@@ -12,5 +12,9 @@ best_of_n        what sampling n answers and keeping the best would reach
 gold_proxy       gold reward over the distance from the start: fits, peak
 tasks            multiple-choice and exact-match rows -> prompts with shots
 task_scores      how a model does on them; what was forgotten
-summary, page    numbers and words of the outcome
+setting          data and judges, read and checked before a model loads
+measurements     every model asked everything, each loaded once
+summary          what was measured, as the numbers of summary.json
+verdicts         those numbers in plain sentences
+page             report.html; `page_charts` draws
 """

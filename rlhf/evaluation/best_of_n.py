@@ -34,7 +34,7 @@ class BestOfN:
 def kl_bound(n: int) -> float:
     """KL bound log n - (n - 1) / n, nats: what is commonly given as the KL from best-of-n to the model that samples.
 
-    It is an upper bound, reached where no answer can come twice (Beirami et al. 2024, theorem 1).
+    It is an upper bound, reached where no answer can come twice (Beirami et al. 2024).
     """
     return math.log(n) - (n - 1) / n
 
@@ -43,7 +43,7 @@ def best_of_n_weights(proxy: Array, n: int) -> Array:
     """(N,) probability that each of N samples is the best of n of them, drawn without replacement.
 
     The i-th lowest of N is the best of C(i - 1, n - 1) of the C(N, n) subsets, so that sum_i weight_i * value_i is the
-    unbiased estimate of the best-of-n value (after Nakano et al. 2021, appendix I). Samples of equal score share what
+    unbiased estimate of the best-of-n value (after Nakano et al. 2021). Samples of equal score share what
     they have, as if one of them were taken by lot.
 
     Args:

@@ -35,7 +35,7 @@ def run(config: EvalConfig, *, resume: bool) -> None:
         refuse_existing_run(config.run_dir)
     setting, judges = read_setting(config), build_judges(config)
     measured = measure(config, setting, judges)
-    summary = summarise(config, measured) | setting.facts | {"seconds": time.perf_counter() - start}
+    summary = {**summarise(config, measured), **setting.facts, "seconds": time.perf_counter() - start}
     # Opened last: an evaluation keeps no state, so one that failed must not leave a folder that holds a run.
     open_folder = RunFolder.resume if resume else RunFolder.create
     with (

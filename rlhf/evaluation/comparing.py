@@ -36,7 +36,7 @@ class Verdicts:
 class ComparingJudge(Protocol):
     """Anything that says which of two answers is better."""
 
-    def __call__(self, prompts: Sequence[str], answers_a: Sequence[str], answers_b: Sequence[str]) -> Verdicts:
+    def __call__(self, prompts: Sequence[str], answers_a: Sequence[str], answers_b: Sequence[str], /) -> Verdicts:
         """One verdict for each pair; a pair that cannot be judged has a reason, and raises nothing."""
         ...
 
@@ -123,7 +123,7 @@ class FunctionVerdicts:
             JudgeFunctionError: the function did not return one verdict for each pair.
         """
         found = self._function(list(prompts), list(answers_a), list(answers_b), **self._config.arguments)
-        choices = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+        choices: list[Any] = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
         wrong = [choice for choice in choices if choice is not None and choice not in CHOICES]
         if wrong or len(choices) != len(prompts):
             what = repr(wrong[0]) if wrong else f"{len(choices)} verdicts for {len(prompts)} pairs"

@@ -31,7 +31,7 @@ _WIDEST_EXPONENT = 50.0
 class CurveFit:
     """Reward at distance d = sqrt(KL): start + d (alpha - beta log d), or start + d (alpha - beta d) for best-of-n.
 
-    Gao et al. 2023, equation 1. They set the start to 0, where it is known; here it is fitted, because a step of a run
+    Gao et al. 2023. They set the start to 0, where it is known; here it is fitted, because a step of a run
     measures it with noise.
 
     Attributes:
@@ -50,14 +50,16 @@ class CurveFit:
         """Fitted reward at each distance."""
         return _features(distance, self.form) @ np.array([self.start, self.alpha, self.beta])
 
-    @property
-    def peak_distance(self) -> float:
-        """Where the derivative is 0: exp(alpha / beta - 1), or alpha / (2 beta); infinite where nothing bends it.
+    def peak_distance(self, furthest: float) -> float:
+        """Where the derivative is 0: exp(alpha / beta - 1), or alpha / (2 beta), and at least 0.
 
-        0 where the reward falls from the start.
+        A curve that nothing bends down is highest at one of its ends: infinite where that is the far one.
+
+        Args:
+            furthest: Largest distance at which the curve is known.
         """
         if self.beta <= 0:
-            return math.inf if self.alpha > 0 else 0.0
+            return math.inf if self.value(np.array([furthest]))[0] > self.start else 0.0
         if self.form == "rl":
             return math.exp(min(self.alpha / self.beta - 1.0, _WIDEST_EXPONENT))
         return max(self.alpha / (2.0 * self.beta), 0.0)
@@ -125,7 +127,8 @@ def find_peak(kl: Array, gold: Array, form: Form, *, seed: int = 0) -> GoldPeak:
     """
     fit = fit_curve(kl, gold, form)
     kept = np.isfinite(kl) & np.isfinite(gold)
-    furthest, peak = float(_distance(kl[kept]).max()), fit.peak_distance
+    furthest = float(_distance(kl[kept]).max())
+    peak = fit.peak_distance(furthest)
     low, high = _peak_interval(_distance(kl[kept]), gold[kept], form, seed)
     ends = fit.value(np.array([min(peak, furthest), furthest]))
     error = _fall_error(_distance(kl[kept]), gold[kept], fit, min(peak, furthest))
@@ -154,7 +157,8 @@ def _peak_interval(distance: Array, gold: Array, form: Form, seed: int) -> tuple
         return None, None
     draws = np.random.default_rng(seed).integers(0, count, size=(RESAMPLES, count))
     features = _features(distance, form)
-    peaks = np.array([_fit(features[rows], gold[rows], form).peak_distance for rows in draws])
+    furthest = float(distance.max())
+    peaks = np.array([_fit(features[rows], gold[rows], form).peak_distance(furthest) for rows in draws])
     # A finite stand-in for "never", because quantiles between two infinities are none.
     never = 1e9
     low, high = quantile_interval(np.minimum(peaks, never))

@@ -28,7 +28,7 @@ def length_controlled_win_rate(
     """sigmoid(theta) of the logistic regression P(win) = sigmoid(theta + phi * tanh(d / std(d))).
 
     d is the candidate's length minus the baseline's, so theta is the log-odds of a win at equal length (after Dubois et
-    al. 2024, equation 2; their term for the difficulty of each instruction is left out, because it is fitted on the
+    al. 2024; their term for the difficulty of each instruction is left out, because it is fitted on the
     answers of many models). A tie is half a win. Each prompt weighs once, and the interval resamples prompts.
 
     Args:

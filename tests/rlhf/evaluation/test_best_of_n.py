@@ -32,7 +32,7 @@ def test_the_estimate_is_unbiased_for_fresh_samples():
     gold = proxy + noise
     estimates = [best_of_n_weights(row, 4) @ value for row, value in zip(proxy, gold, strict=True)]
     # The expected maximum of four standard normals is 1.0294.
-    assert np.mean(estimates) == pytest.approx(1.0294, abs=4 * np.std(estimates) / math.sqrt(2000))
+    assert np.mean(estimates) == pytest.approx(1.0294, abs=float(4 * np.std(estimates) / math.sqrt(2000)))
 
 
 def test_the_kl_bound_is_that_of_the_formula():

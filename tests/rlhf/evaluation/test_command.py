@@ -16,10 +16,12 @@ from policies.tokenization import train_tokenizer
 from rlhf.config import EvalConfig
 from rlhf.evaluation import models
 from rlhf.evaluation.command import run
+from rlhf.evaluation.endpoint_judge import REPLIES_FILE
 from rlhf.evaluation.win_rates import score_gain, win_rate
 from rlhf.reports.command import run as report
 from rlhf.reports.config import ReportConfig
 from rlhf.runtime.run_folder import RunFiles
+from tests.reward.scripted_endpoint import Answer, Endpoint, serve_script
 from tests.tiny_models import build_model
 from tests.tiny_ppo import PROMPTS, STORIES, merged, ppo_config, run_ppo, write_data, write_rows
 
@@ -316,6 +318,25 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     with pytest.raises(ValueError, match=message):
         evaluate(settings)
     assert not RunFiles(settings["run_dir"]).holds_run()
+
+
+def test_an_endpoints_replies_stay_in_the_run_folder_and_its_key_nowhere(
+    tmp_path: Path, tiny_llama_folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_JUDGE_KEY", "sk-very-secret")
+    reply = {"choices": [{"message": {"content": "tie"}}]}
+    with serve_script(Endpoint(decide=lambda _call: Answer(body=reply))) as endpoint:
+        judge = {"kind": "endpoint", "base_url": endpoint.url.removesuffix("/score"), "model": "org/judge 1"}
+        settings = eval_settings(
+            tmp_path, tiny_llama_folder, model={"path": str(trained), "device": "cpu"}, judges=[judge]
+        )
+        result = evaluate(settings)
+    summary: Any = result.read_summary()
+    assert summary["judges"]["org_judge_1"]["win_rate"] == 0.5
+    replies = (result.path / REPLIES_FILE).read_text().splitlines()
+    assert len(replies) == len(endpoint.calls) == 1 + 2 * len(result.read_samples())
+    files = [path for path in result.path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"sk-very-secret" in path.read_bytes()]
 
 
 def test_best_of_n_without_a_proxy_is_refused(tmp_path: Path, tiny_llama_folder: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.evaluation.comparing import FunctionVerdicts, JudgeFunctionError, Verdicts, judge_both_orders
+from rlhf.evaluation.comparing import Choice, FunctionVerdicts, JudgeFunctionError, Verdicts, judge_both_orders
 from rlhf.evaluation.config import FunctionJudge
 
 
@@ -61,8 +61,9 @@ def test_both_orders_decide_and_disagreement_is_a_tie():
 
 
 def test_a_judge_that_always_takes_the_first_decides_nothing():
-    def always_first(prompts, *_answers):
-        return Verdicts(["A"] * len(prompts), {})
+    def always_first(prompts, _answers_a, _answers_b):
+        verdicts: list[Choice] = ["A"] * len(prompts)
+        return Verdicts(verdicts, {})
 
     found = judge_both_orders(always_first, ["p", "q"], ["a", "b"], ["c", "d"])
     assert found.outcomes.tolist() == [0.5, 0.5]
@@ -74,7 +75,8 @@ def test_equal_answers_are_a_tie_that_nobody_is_asked_about():
 
     def judge(prompts, answers_a, answers_b):
         asked.extend(zip(prompts, answers_a, answers_b, strict=True))
-        return Verdicts(["B"] * (len(prompts) // 2) + ["A"] * (len(prompts) // 2), {})
+        order: list[Choice] = ["B", "A"]
+        return Verdicts([order[2 * place // len(prompts)] for place in range(len(prompts))], {})
 
     found = judge_both_orders(judge, ["p", "q"], ["same", "mine"], ["same", "theirs"])
 

@@ -1,10 +1,10 @@
 """A judge behind an endpoint: what it is asked, how replies are read, what is kept, and what failure leaves behind."""
 
-import json
 import time
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from reward.http_source import EndpointError
 from rlhf.evaluation.comparing import judge_both_orders
@@ -168,4 +168,5 @@ def test_a_template_without_an_answer_and_an_address_with_a_key_are_refused():
         EndpointJudge(base_url="http://x/v1", model="m", template="{prompt}{answer_a}")
     with pytest.raises(ValueError, match="base_url: url holds a user, password or token") as caught:
         EndpointJudge(base_url="http://me:s3cret@x/v1", model="m")
-    assert "s3cret" not in json.dumps(caught.value.errors(include_input=False, include_context=False)[0]["msg"])
+    assert isinstance(caught.value, ValidationError)
+    assert "s3cret" not in caught.value.errors()[0]["msg"]

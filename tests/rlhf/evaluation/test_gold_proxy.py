@@ -17,7 +17,7 @@ def test_the_law_of_reinforcement_learning_is_found_again():
 
     assert (fit.start, fit.alpha, fit.beta) == pytest.approx((0.5, 1.2, 0.8))
     # d/dd d (alpha - beta log d) = alpha - beta log d - beta is 0 at d = exp(1.5 - 1).
-    assert fit.peak_distance == pytest.approx(math.exp(0.5))
+    assert fit.peak_distance(5.0) == pytest.approx(math.exp(0.5))
     np.testing.assert_allclose(fit.value(distance), gold)
     near = fit.value(np.array([math.exp(0.5) - 0.01, math.exp(0.5), math.exp(0.5) + 0.01]))
     assert near[1] > max(near[0], near[2])
@@ -28,14 +28,17 @@ def test_the_law_of_best_of_n_is_found_again():
     distance = np.sqrt(kl)
     fit = fit_curve(kl, -1.0 + distance * (2.0 - 0.9 * distance), "best_of_n")
     assert (fit.start, fit.alpha, fit.beta) == pytest.approx((-1.0, 2.0, 0.9))
-    assert fit.peak_distance == pytest.approx(2.0 / 1.8)
+    assert fit.peak_distance(5.0) == pytest.approx(2.0 / 1.8)
 
 
 def test_a_curve_that_is_not_bent_has_no_peak_and_one_that_falls_has_it_at_the_start():
-    assert CurveFit("rl", 0.0, 1.0, 0.0).peak_distance == math.inf
-    assert CurveFit("best_of_n", 0.0, 1.0, -0.1).peak_distance == math.inf
-    assert CurveFit("best_of_n", 0.0, -1.0, 0.1).peak_distance == 0.0
-    assert CurveFit("rl", 0.0, -1.0, 0.0).peak_distance == 0.0
+    assert CurveFit("rl", 0.0, 1.0, 0.0).peak_distance(3.0) == math.inf
+    assert CurveFit("best_of_n", 0.0, 1.0, -0.1).peak_distance(3.0) == math.inf
+    assert CurveFit("best_of_n", 0.0, -1.0, 0.1).peak_distance(3.0) == 0.0
+    assert CurveFit("rl", 0.0, -1.0, 0.0).peak_distance(3.0) == 0.0
+    # It falls first and rises later: -d + d^2 / 2 is back at the start at d = 2.
+    falls_first = CurveFit("best_of_n", 0.0, -1.0, -0.5)
+    assert (falls_first.peak_distance(1.9), falls_first.peak_distance(2.1)) == (0.0, math.inf)
 
 
 def run_of(peak_kl, *, noise, steps=60, furthest_kl=30.0, seed=0):
