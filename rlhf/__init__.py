@@ -21,7 +21,7 @@ runtime               run folder, metrics, checkpoints, cluster
 rankings              scores, votes and battles -> rankings or weighted pairs
 evaluation, judges    two models on the same held-out prompts; independent judges
 generate, export      look at a model; merge it into a plain folder
-plan, memory_plan     what `--dry-run` prints: placement, and memory by arithmetic
+plan, memory_plan     what `--dry-run` prints: placement, and memory by arithmetic (memory_terms: its formulas)
 reports               pages that a run leaves behind
 scoring               trained rewards outside of a run: their scale, and a server of scores
 quickstart            the embedded world and the whole chain on it
