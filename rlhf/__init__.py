@@ -24,7 +24,7 @@ rankings              scores, votes and battles -> rankings or weighted pairs
 evaluation            models on the same held-out prompts: who wins, how sure that is, what it cost
 judges                independent reward functions
 generate, export      look at a model; merge it into a plain folder
-plan, memory_plan     what `--dry-run` prints: placement, and memory by arithmetic
+plan, memory_plan     what `--dry-run` prints: placement, and memory by arithmetic (memory_terms: its formulas)
 reports               pages that a run leaves behind
 dashboard             the W&B workspace of a project, as code
 scoring               trained rewards outside of a run: their scale, and a server of scores

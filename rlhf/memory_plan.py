@@ -1,11 +1,10 @@
 """How much memory a PPO run will need, by arithmetic: nothing is loaded and nothing is started.
 
-Owns the formulas, one function a term, in bytes. What a model's sizes are is read by `policies.model_shape`; who lives
-where is decided by `rlhf.runtime.placement`; how the numbers are shown is `rlhf.plan`.
+Owns which terms a process has, by its roles, and in which phase of a step. The formula of each is `rlhf.memory_terms`;
+what a model's sizes are is read by `policies.model_shape`; who lives where is decided by `rlhf.runtime.placement`; how
+the numbers are shown is `rlhf.plan`.
 
-Every prompt and response is taken at its longest, so data that is shorter needs less. Symbols: N tokens of a
-micro-batch, n response tokens among them, D hidden size, I width of the MLP, V vocabulary, L layers, b bytes of a
-number in the model's precision.
+Every prompt and response is taken at its longest, so data that is shorter needs less.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,24 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from policies.config import FullTuning, LoraTuning, ModelConfig, Tuning
+from policies.config import FullTuning, LoraTuning, ModelConfig
 from policies.model_shape import ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
 from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
 from rlhf.config import PpoConfig
+from rlhf.memory_terms import (
+    FLOAT32,
+    LOGITS_PER_CHUNK,
+    activation_bytes,
+    adapter_elements,
+    backward_bytes,
+    cache_bytes,
+    is_adapted,
+    logits_bytes,
+    optimizer_bytes,
+    packed_elements,
+    sampler_bytes,
+)
 from rlhf.runtime.placement import RoleName
 from rollout.config import CompiledEngineConfig, HfEngineConfig, VllmEngineConfig
 
@@ -29,11 +41,6 @@ MIB = 2**20
 LIBRARIES = 640 * MIB
 """Main memory of a process beside its tensors, as measured on a CPU after a step: torch 2.13, transformers 5.23 and
 PEFT 0.21, and the kernels that have been made."""
-_FLOAT32 = 4
-_MOMENTS = 2 * _FLOAT32
-_MASTER_RESIDUAL = 2
-_LOGITS_PER_CHUNK = 2**27
-_PACKED_FROM_ELEMENTS = 2**17
 _SPARE_COLUMNS = 32
 _LONGEST_PLAIN_ATTENTION = 256
 
@@ -146,7 +153,7 @@ def models_of(config: PpoConfig) -> Models:
         policy_adapter=policy,
         reference_adapter=started,
         critic_adapter=adapter_elements(base, tuning) if config.critic_kind == "adapter" else 0,
-        adapted=sum(linear.elements for linear in base.linears if _is_adapted(linear.name, tuning)),
+        adapted=sum(linear.elements for linear in base.linears if is_adapted(linear.name, tuning)),
         rewards=_reward_models(config, source.base),
     )
 
@@ -162,7 +169,7 @@ def actor_memory(
     resident: Terms = {}
     if on_backbone:
         resident["base weights"] = models.base.parameters * models.bytes_per_weight
-        resident["adapters"] = _FLOAT32 * (models.policy_adapter + models.reference_adapter)
+        resident["adapters"] = FLOAT32 * (models.policy_adapter + models.reference_adapter)
     phases: dict[str, Terms] = {}
     if "rollout" in on_backbone:
         phases["rollout"] = rollout_terms(config, models, step, device)
@@ -182,20 +189,6 @@ def actor_memory(
 # --- what stays -------------------------------------------------------------------------------------------------------
 
 
-def adapter_elements(shape: ModelShape, tuning: Tuning) -> int:
-    """Sum of r * (in + out) over the adapted linear layers: A is (r, in), B is (out, r) (Hu et al. 2021)."""
-    if not isinstance(tuning, LoraTuning):
-        return 0
-    return sum(
-        tuning.rank * (linear.rows + linear.columns) for linear in shape.linears if _is_adapted(linear.name, tuning)
-    )
-
-
-def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
-    """Adam's two moments in float32, and under bfloat16 weights the other 2 bytes of their float32 masters."""
-    return elements * (_MOMENTS + (_MASTER_RESIDUAL if bytes_per_weight < _FLOAT32 else 0))
-
-
 def trained_elements(config: PpoConfig, models: Models) -> tuple[int, int]:
     """Weights that train: the policy's and the critic's. Their heads, D + 1 numbers each, are left out."""
     base = models.base
@@ -209,7 +202,7 @@ def learner_terms(config: PpoConfig, models: Models, *, trains_beside_reference:
     weights, is_full = models.base.parameters * models.bytes_per_weight, isinstance(config.model.tuning, FullTuning)
     policy, critic = trained_elements(config, models)
     return {
-        "adapters": _FLOAT32 * models.critic_adapter,
+        "adapters": FLOAT32 * models.critic_adapter,
         "reference copy": weights if is_full and trains_beside_reference and not models.reference_adapter else 0,
         "critic copy": weights if config.critic_kind == "model" else 0,
         "optimizer": _optimizer(config, models, policy, critic),
@@ -235,7 +228,7 @@ def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: De
     assert isinstance(engine, CompiledEngineConfig | HfEngineConfig), "vLLM's memory is not ours to plan"
     slots = engine.slots if isinstance(engine, CompiledEngineConfig) else engine.batch_size_responses
     slots = min(slots, step.samples, config.rollout.responses_per_call)
-    is_merged = engine.merge_adapter and b == _FLOAT32
+    is_merged = engine.merge_adapter and b == FLOAT32
     terms = {"merged weights": models.adapted * b if is_merged else 0, "packed weights": 0}
     width, prefill = step.sequence_tokens, 0
     if isinstance(engine, CompiledEngineConfig):
@@ -249,30 +242,12 @@ def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: De
     return terms
 
 
-def packed_elements(shape: ModelShape) -> int:
-    """Weights of the linear layers that are laid out anew for decoding on a CPU, the output layer among them."""
-    output = shape.vocabulary * shape.hidden
-    sizes = [*(linear.elements for linear in shape.linears), output]
-    return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
-
-
-def cache_bytes(shape: ModelShape, tokens: int, bytes_per_number: int) -> int:
-    """Keys and values of so many tokens in every layer."""
-    return 2 * tokens * shape.key_value_width * shape.layers * bytes_per_number
-
-
-def sampler_bytes(rows: int, vocabulary: int, bytes_per_number: int) -> int:
-    """A (rows, V) step of sampling: logits and probabilities in float32, their sum over the vocabulary in float64."""
-    cast = 0 if bytes_per_number == _FLOAT32 else bytes_per_number
-    return rows * vocabulary * (cast + 2 * _FLOAT32 + 8)
-
-
 def scoring_terms(models: Models, step: StepSizes) -> Terms:
     """A pass without gradients: the widest layer of it, and one chunk of logits with their logarithms."""
     shape, tokens = models.base, step.scoring_rows * step.sequence_tokens
     widest = (3 if shape.is_gated else 2) * shape.intermediate + 3 * shape.hidden
-    chunk = min(max(2**23 // shape.vocabulary, 512), _LOGITS_PER_CHUNK // shape.vocabulary)
-    logits = 2 * min(chunk, step.scoring_rows * step.response_tokens) * shape.vocabulary * _FLOAT32
+    chunk = min(max(2**23 // shape.vocabulary, 512), LOGITS_PER_CHUNK // shape.vocabulary)
+    logits = 2 * min(chunk, step.scoring_rows * step.response_tokens) * shape.vocabulary * FLOAT32
     # One after the other.
     return {"activations or logits": max(tokens * widest * models.bytes_per_weight, logits)}
 
@@ -308,69 +283,26 @@ def gradient_bytes(config: PpoConfig, models: Models, *, accumulates: bool) -> i
     """
     policy, critic = trained_elements(config, models)
     has_sums = accumulates or config.algorithm.ptx is not None
-    policy_bytes = _FLOAT32 if has_sums else _policy_bytes(config, models)
+    policy_bytes = FLOAT32 if has_sums else _policy_bytes(config, models)
     copies = 1 + (config.algorithm.ptx is not None)
     if config.critic_kind == "head":
         return policy * policy_bytes * copies if has_sums else 0
-    return policy * policy_bytes * copies + (critic * _FLOAT32 if accumulates else 0)
-
-
-def activation_bytes(
-    shape: ModelShape,
-    tokens: int,
-    *,
-    bytes_per_number: int,
-    adapter_rank: int,
-    probabilities: bool,
-    sequence_tokens: int,
-    is_checkpointed: bool,
-) -> int:
-    """What a forward pass over `tokens` keeps for the backward pass.
-
-    A layer keeps the inputs and outputs of both norms (4 D), queries, keys, values and the mixed values, and of a gated
-    MLP both branches, the activated one and their product (4 I; 2 I without gate); an adapter r numbers for each linear
-    layer. Plain attention in bfloat16 keeps a probability for each head and earlier token. The last norm keeps 2 D.
-    With checkpointing every layer keeps its input (D), and one layer at a time has the rest.
-    """
-    attention = 2 * shape.query_width + 2 * shape.key_value_width
-    mlp = (4 if shape.is_gated else 2) * shape.intermediate
-    adapters = adapter_rank * len(shape.linears) // shape.layers
-    layer = 4 * shape.hidden + attention + mlp + adapters
-    layer += shape.query_heads * sequence_tokens if probabilities else 0
-    kept = shape.layers * shape.hidden + layer if is_checkpointed else shape.layers * layer
-    return tokens * (kept + 2 * shape.hidden) * bytes_per_number
-
-
-def logits_bytes(response_tokens: int, vocabulary: int, bytes_per_number: int) -> int:
-    """Logits, log-probabilities and probabilities of one chunk in float32, and bfloat16 logits before their cast."""
-    chunk = min(response_tokens, max(1, _LOGITS_PER_CHUNK // vocabulary))
-    cast = 0 if bytes_per_number == _FLOAT32 else bytes_per_number
-    return chunk * vocabulary * (3 * _FLOAT32 + cast)
-
-
-def backward_bytes(shape: ModelShape, tokens: int, bytes_per_number: int) -> int:
-    """Gradients inside a layer while all activations are still there: the MLP's branches and the residual stream."""
-    branches = 2 if shape.is_gated else 1
-    return tokens * (branches * shape.intermediate + 2 * shape.hidden) * bytes_per_number
+    return policy * policy_bytes * copies + (critic * FLOAT32 if accumulates else 0)
 
 
 # --- readings of the configuration ------------------------------------------------------------------------------------
 
 
-def _is_adapted(name: str, tuning: Tuning) -> bool:
-    return isinstance(tuning, LoraTuning) and (tuning.target_modules == "all-linear" or name in tuning.target_modules)
-
-
 def _bytes_of(model: ModelConfig | LearnedModelConfig) -> int:
-    return _FLOAT32 if model.dtype == "float32" else 2
+    return FLOAT32 if model.dtype == "float32" else 2
 
 
 def _policy_bytes(config: PpoConfig, models: Models) -> int:
-    return models.bytes_per_weight if isinstance(config.model.tuning, FullTuning) else _FLOAT32
+    return models.bytes_per_weight if isinstance(config.model.tuning, FullTuning) else FLOAT32
 
 
 def _critic_bytes(config: PpoConfig, models: Models) -> int:
-    return models.bytes_per_weight if config.critic_kind == "model" else _FLOAT32
+    return models.bytes_per_weight if config.critic_kind == "model" else FLOAT32
 
 
 def _optimizer(config: PpoConfig, models: Models, policy: int, critic: int) -> int:
@@ -380,7 +312,7 @@ def _optimizer(config: PpoConfig, models: Models, policy: int, critic: int) -> i
 
 
 def _keeps_probabilities(bytes_per_number: int, sequence_tokens: int, device: Device) -> bool:
-    return device == "cpu" and bytes_per_number < _FLOAT32 and sequence_tokens <= _LONGEST_PLAIN_ATTENTION
+    return device == "cpu" and bytes_per_number < FLOAT32 and sequence_tokens <= _LONGEST_PLAIN_ATTENTION
 
 
 def _reward_models(config: PpoConfig, base: str) -> Terms:
@@ -388,7 +320,7 @@ def _reward_models(config: PpoConfig, base: str) -> Terms:
     total = 0
     for model in _learned_models(config):
         source = resolve_source(model.path)
-        total += 0 if source.adapter is None else _FLOAT32 * adapter_parameters(source.adapter)
+        total += 0 if source.adapter is None else FLOAT32 * adapter_parameters(source.adapter)
         is_shared = source.adapter is not None and source.base == base and isinstance(config.model.tuning, LoraTuning)
         total += 0 if is_shared else model_shape(source.base).parameters * _bytes_of(model)
     return {"reward models": total}

@@ -1,6 +1,6 @@
 """`rlhf plan` and what `--dry-run` says of a PPO run: who would live where, in how much memory.
 
-Starts nothing and loads nothing. Owns the wording and the table. The formulas of memory are `rlhf.memory_plan`.
+Starts nothing and loads nothing. Owns the wording and the table. Memory is added up in `rlhf.memory_plan`.
 """
 
 from collections.abc import Iterator, Sequence

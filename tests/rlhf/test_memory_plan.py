@@ -7,7 +7,7 @@ import pytest
 
 from policies.config import FullTuning, LoraTuning
 from policies.model_shape import ModelShape, shape_of
-from rlhf import memory_plan
+from rlhf import memory_plan, memory_terms
 from rlhf.memory_plan import Models, StepSizes, actor_memory
 from rlhf.runtime.placement import ALL_ROLES
 from tests.policies.test_model_shape import LLAMA, tensors
@@ -29,14 +29,14 @@ STEP = StepSizes(samples=8, sequence_tokens=5, response_tokens=2, minibatch_rows
 
 def test_an_adapter_is_rank_times_both_widths_of_every_adapted_layer() -> None:
     # Per layer 3 * (8 + 6 + 6 + 8 + 10 + 10 + 10).
-    assert memory_plan.adapter_elements(SHAPE, LoraTuning(rank=3)) == 2 * 3 * 58
-    assert memory_plan.adapter_elements(SHAPE, LoraTuning(rank=3, target_modules=("q_proj", "up_proj"))) == 2 * 3 * 18
-    assert memory_plan.adapter_elements(SHAPE, FullTuning()) == 0
+    assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3)) == 2 * 3 * 58
+    assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3, target_modules=("q_proj", "up_proj"))) == 2 * 3 * 18
+    assert memory_terms.adapter_elements(SHAPE, FullTuning()) == 0
 
 
 def test_the_optimizer_has_two_float32_moments_and_the_rest_of_a_bfloat16_weights_master() -> None:
-    assert memory_plan.optimizer_bytes(100, 4) == 800
-    assert memory_plan.optimizer_bytes(100, 2) == 1000
+    assert memory_terms.optimizer_bytes(100, 4) == 800
+    assert memory_terms.optimizer_bytes(100, 2) == 1000
 
 
 def test_activations_of_five_tokens() -> None:
@@ -48,7 +48,7 @@ def test_activations_of_five_tokens() -> None:
             "sequence_tokens": 5,
             "is_checkpointed": False,
         }
-        return memory_plan.activation_bytes(SHAPE, 5, **settings | changes)
+        return memory_terms.activation_bytes(SHAPE, 5, **settings | changes)
 
     # 16 around the norms, 8 + 4 of attention, 24 of the MLP, 21 of the adapters in each layer; 8 around the last norm.
     assert kept() == 5 * (2 * 73 + 8) * 4
@@ -59,13 +59,13 @@ def test_activations_of_five_tokens() -> None:
 
 
 def test_keys_and_values_of_seven_tokens() -> None:
-    assert memory_plan.cache_bytes(SHAPE, 7, 2) == 2 * 7 * 2 * 2 * 2
+    assert memory_terms.cache_bytes(SHAPE, 7, 2) == 2 * 7 * 2 * 2 * 2
 
 
 def test_logits_come_in_chunks_of_a_bounded_size() -> None:
-    assert memory_plan.logits_bytes(6, 10, 4) == 6 * 10 * 12
-    assert memory_plan.logits_bytes(6, 10, 2) == 6 * 10 * 14
-    assert memory_plan.logits_bytes(10**9, 2**20, 4) == 2**27 * 12
+    assert memory_terms.logits_bytes(6, 10, 4) == 6 * 10 * 12
+    assert memory_terms.logits_bytes(6, 10, 2) == 6 * 10 * 14
+    assert memory_terms.logits_bytes(10**9, 2**20, 4) == 2**27 * 12
 
 
 def test_a_step_falls_into_minibatches_and_micro_batches(tmp_path: Path) -> None:
@@ -152,9 +152,9 @@ def test_decoding_copies_weights_only_where_that_pays(tmp_path: Path) -> None:
     on_cpu = memory_plan.rollout_terms(config, LORA, STEP, "cpu")
     assert (on_cpu["merged weights"], on_cpu["packed weights"]) == (240 * 4, 0)
     # 4 slots of 5 tokens and 32 spare columns, and 4 prompts of 3 tokens in the prefill.
-    assert on_cpu["keys and values"] == memory_plan.cache_bytes(SHAPE, 8 * 37 + 4 * 3, 4)
+    assert on_cpu["keys and values"] == memory_terms.cache_bytes(SHAPE, 8 * 37 + 4 * 3, 4)
     assert on_cpu["logits"] == 8 * 10 * 16
     plain = ppo_config(tmp_path, "model", rollout={"engine": {"kind": "hf", "merge_adapter": False}})
     terms = memory_plan.rollout_terms(plain, LORA, STEP, "cpu")
     assert terms["merged weights"] == 0
-    assert terms["keys and values"] == memory_plan.cache_bytes(SHAPE, 8 * 5, 4)
+    assert terms["keys and values"] == memory_terms.cache_bytes(SHAPE, 8 * 5, 4)
