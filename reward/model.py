@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.adapters import about_base, copy_exactly
+from policies.adapters import about_base, base_fingerprint, copy_exactly
 from policies.attention import attention_implementation, trains_faster_unfused
 from policies.checkpoint import METADATA_FILE, atomic_folder, load_metadata
 from policies.config import ModelConfig

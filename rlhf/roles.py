@@ -114,7 +114,7 @@ class RoleHost:
                 packing=config.algorithm.ptx.packing,
             )
         critic = build_critic(config, self._backbone, policy_adapter=self._adapter) if config.has_critic else None
-        self._ranks.require_same(f"the model in model.path={config.model.path}", self._backbone.fingerprint)
+        self._ranks.require_same(f"the model in model.path={config.model.path}", lambda: self._backbone.fingerprint)
         if self._is_sharded:
             self._shard(critic)
         return Learner(self._causal_policy(), critic, config=config, ptx=ptx, ranks=self._ranks)

@@ -127,7 +127,7 @@ def collect(ranks: Ranks) -> tuple[list[float], list[float], tuple[float, ...], 
 def compare(ranks: Ranks, digests: list[str]) -> str:
     """What `require_same` says of digests that differ by rank."""
     try:
-        ranks.require_same("the model in model.path=m", digests[ranks.index])
+        ranks.require_same("the model in model.path=m", lambda: digests[ranks.index])
     except ValueError as error:
         return str(error)
     return ""

@@ -5,7 +5,7 @@ arguments, so each collective here is reached by all of them, in the same order.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,18 +87,19 @@ class Ranks:
             own = {index: flat[start:stop] for index, (start, stop) in enumerate(itertools.pairwise(starts))}
         return [own[index] for index in range(len(lengths))]
 
-    def require_same(self, what: str, digest: str) -> None:
+    def require_same(self, what: str, digest_of_it: Callable[[], str]) -> None:
         """Refuses to go on where ranks differ in what must be equal.
 
         Args:
             what: Name for the error.
-            digest: Hexadecimal digits.
+            digest_of_it: Computes its hexadecimal digest; not asked where there is one rank.
 
         Raises:
             ValueError: the digests of two ranks differ.
         """
         if self.is_alone:
             return
+        digest = digest_of_it()
         lowest = torch.tensor([int(digit, 16) for digit in digest])
         highest = lowest.clone()
         dist.all_reduce(lowest, dist.ReduceOp.MIN)

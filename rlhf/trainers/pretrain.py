@@ -67,7 +67,7 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
 def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = PretrainInputs(config)
-    ranks.require_same("the model to train", inputs.backbone.fingerprint)
+    ranks.require_same("the model to train", lambda: inputs.backbone.fingerprint)
     if not ranks.is_first:
         follower = Pretrainer(config, inputs, None, ranks)
         checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None

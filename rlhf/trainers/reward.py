@@ -90,7 +90,7 @@ def run(config: RewardConfig, *, resume: bool) -> None:
 def train(config: RewardConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = RewardInputs(config)
-    ranks.require_same(f"the model in model.path={config.model.path}", inputs.model.fingerprint)
+    ranks.require_same(f"the model in model.path={config.model.path}", lambda: inputs.model.fingerprint)
     order = ComparisonOrder(len(inputs.train), config)
     if not ranks.is_first:
         follower = RewardTrainer(config, inputs, order, None, MetricLogger([]), ranks=ranks)

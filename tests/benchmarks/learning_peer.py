@@ -41,7 +41,10 @@ def main() -> None:
     options = parser.parse_args()
     settings = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     sys.path.insert(0, str(options.library))
-    from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: PLC0415 - found only behind that line
+    from trl.experimental.ppo import (  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - found only behind that line
+        PPOConfig,
+        PPOTrainer,
+    )
 
     torch.manual_seed(settings["seed"])
     tokenizer = AutoTokenizer.from_pretrained(settings["model"]["path"], padding_side="left")

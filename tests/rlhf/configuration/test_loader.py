@@ -21,6 +21,13 @@ class Full(StrictModel):
     """Shared by both variants."""
 
 
+class Schedule(StrictModel):
+    """Schedule."""
+
+    warmup: int = 0
+    """Steps."""
+
+
 class Lora(StrictModel):
     """Adapters train."""
 
@@ -32,6 +39,8 @@ class Lora(StrictModel):
     """Rank, dimensions."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Modules."""
+    schedule: Schedule = Schedule()
+    """A section of one variant."""
 
 
 Tuning = Annotated[Full | Lora, Field(discriminator="kind")]
@@ -334,6 +343,11 @@ def test_every_problem_gets_its_own_line(complaints) -> None:
         (
             "model.tuning={kind: full, rank: 3}",
             "model.tuning.rank: unknown key (received 3); only exists with model.tuning.kind=lora; "
+            "choose that or remove the key",
+        ),
+        (
+            "model.tuning={kind: full, schedule: {warmup: 3}}",
+            "model.tuning.schedule: unknown key (received {warmup: 3}); only exists with model.tuning.kind=lora; "
             "choose that or remove the key",
         ),
         (
