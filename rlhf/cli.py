@@ -124,7 +124,8 @@ def _execute(request: _Request) -> int:
     try:
         run(config, resume=request.is_resume)
     except BaseException as error:
-        if exit_status.status_of(error) != exit_status.USER_ERROR:
+        is_resumable = not getattr(exit_status.original(error), "nothing_to_resume", False)
+        if is_resumable and exit_status.status_of(error) != exit_status.USER_ERROR:
             error.add_note(_state_after_stop(request, config, error))
         raise
     return exit_status.OK

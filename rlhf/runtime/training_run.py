@@ -47,7 +47,7 @@ def open_training_run(config: StageConfig, *, resume: bool, stage: str, total_st
 
     Raises:
         ValueError: the folder holds a run already, holds none to continue, or holds one of another configuration.
-        CheckpointError: there are checkpoints, and none of them is intact.
+        NoIntactCheckpointError: there are checkpoints, and none of them is intact.
     """
     resolved = config.model_dump(mode="json")
     open_folder = RunFolder.resume if resume else RunFolder.create

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,7 +32,14 @@ _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json
 
 
 class CheckpointError(RuntimeError):
-    """No usable checkpoint where one is needed, or one could not be written."""
+    """A checkpoint could not be written; earlier ones are intact."""
+
+
+class NoIntactCheckpointError(CheckpointError):
+    """There are checkpoints, and all of them are damaged."""
+
+    nothing_to_resume: ClassVar[bool] = True
+    """The command line offers --resume after other failures, not after this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,7 @@ def load_latest_checkpoint(checkpoints: Path) -> TrainingState | None:
     """The newest intact checkpoint, or None where none was ever written; a damaged one is reported and passed over.
 
     Raises:
-        CheckpointError: if checkpoints exist and none of them is intact.
+        NoIntactCheckpointError: if checkpoints exist and none of them is intact.
     """
     damaged: dict[Path, str] = {}
     for folder in _folders(checkpoints):
@@ -107,7 +114,7 @@ def load_latest_checkpoint(checkpoints: Path) -> TrainingState | None:
         return state
     if damaged:
         newest, reason = next(iter(damaged.items()))
-        raise CheckpointError(
+        raise NoIntactCheckpointError(
             f"no checkpoint in {checkpoints} is intact ({newest.name}: {reason}); start again in another run_dir"
         )
     return None

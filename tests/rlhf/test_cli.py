@@ -233,6 +233,17 @@ def test_an_outside_failure_says_where_the_state_is_and_how_to_continue(
     )
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_offered_to_be_resumed(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = DiskFullError("no checkpoint is intact")
+    error.nothing_to_resume = True  # pyright: ignore[reportAttributeAccessIssue] - as the class that says so has it
+    Path("my run/checkpoints/step-00000050").mkdir(parents=True)
+    bench.script = failing(error)
+    assert bench.main("train", "train.yaml", "run_dir=my run", "--resume") == exit_status.OUTSIDE_FAILURE
+    assert capsys.readouterr().err == "error: no checkpoint is intact\n"
+
+
 def test_an_interrupt_before_the_first_checkpoint_says_so(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run").mkdir()
     bench.script = failing(KeyboardInterrupt())

@@ -11,6 +11,7 @@ from torch import nn
 
 from rlhf.runtime.training_state import (
     CheckpointError,
+    NoIntactCheckpointError,
     TrainingState,
     load_latest_checkpoint,
     load_optimizer_tensors,
@@ -86,8 +87,9 @@ def test_no_intact_checkpoint_is_an_error_of_one_line_and_no_checkpoint_is_none(
     assert load_latest_checkpoint(tmp_path) is None
     for step in (1, 2):
         (save_checkpoint(tmp_path, _state(step), keep_last=2) / "state.json").unlink()
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(NoIntactCheckpointError) as caught:
         load_latest_checkpoint(tmp_path)
+    assert caught.value.nothing_to_resume
     assert str(caught.value) == (
         f"no checkpoint in {tmp_path} is intact (step-00000002: state.json is missing); start again in another run_dir"
     )
