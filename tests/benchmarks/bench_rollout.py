@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", help="an interpreter with vLLM (.venv-vllm/bin/python), to time that, too")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the numbers go")
     arguments = parser.parse_args()
-    pythons = dict.fromkeys(("limits", *CONTENDERS), sys.executable)
+    pythons: dict[str, str] = dict.fromkeys(("limits", *CONTENDERS), sys.executable)
     if arguments.vllm_python is not None:
         pythons[VLLM] = arguments.vllm_python
     with ExitStack() as stack:
