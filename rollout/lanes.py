@@ -1,8 +1,9 @@
 """Decoding in several threads of one process, each with responses and a cache of its own.
 
-Owns who decodes in which lane, and the threads. A step of few rows is made of hundreds of short operations, and
-splitting each of them over the cores costs more waiting than computing; lanes wait for nobody. Operators release
-Python's lock, and all lanes read the same weights.
+Owns who decodes in which lane, and the threads. A step of few rows is made of hundreds of short operations; splitting
+each of them over two cores keeps these busy for 70 % of the time (30M parameters, 64 rows): Python and the shortest
+operations keep to one. Lanes wait for nobody: operators release Python's lock, and all read the same weights. They read
+them once each, which costs a tenth more processor time, so that on a core shared with others they gain nothing.
 """
 
 from collections.abc import Callable, Sequence

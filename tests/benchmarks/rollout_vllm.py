@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 # vllm is an optional extra, absent where types are checked.
 """vLLM as a contender of the rollout benchmark: its own sampler and compiler, as a user would run it.
 
