@@ -8,27 +8,20 @@ import math
 import time
 from typing import Any
 
-from policies.causal import CausalPolicy
-from policies.checkpoint import save_model
 from reward.evaluation import PairEvaluation, evaluate_scores
 from rlhf.config import DpoConfig
-from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule
+from rlhf.optimization import NonFiniteLossError, build_schedule
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import (
-    TrainingState,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-    with_owner,
-)
+from rlhf.runtime.training_state import TrainingState
 from rlhf.trainers.dpo_inputs import DpoInputs, sequence_logprobs
 from rlhf.trainers.trl_dpo import train_dpo_with_trl
 from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings
+from rlhf.trainers.tuned_policy import TunedPolicy
 
 
 def run(config: DpoConfig, *, resume: bool) -> None:
@@ -59,9 +52,7 @@ class DpoRun:
     ) -> None:
         self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
         self._total_steps = total_steps
-        self._policy = CausalPolicy(inputs.backbone, adapter=inputs.adapter, temperature=1.0)
-        self._parameters = self._policy.trainable()
-        self._optimizer = build_optimizer(self._parameters, config.optimizer)
+        self._tuned = TunedPolicy("dpo", config, inputs.backbone, inputs.adapter, folder, total_steps)
         lengths = [pair.token_count for pair in inputs.pairs]
         self._progress = Progress(lengths, inputs.order, config.pairs_per_step)
         self._steps_done = 0
@@ -85,14 +76,14 @@ class DpoRun:
                     inputs.pairs,
                     inputs.order,
                     beta=config.beta,
-                    optimizer=self._optimizer,
+                    optimizer=self._tuned.optimizer,
                     schedule=build_schedule(config.optimizer, self._total_steps),
                     settings=settings,
                     first_step=self._steps_done,
                     on_step=self._after_step,
                 )
         except NonFiniteLossError:
-            self._save()
+            self._tuned.save(self._steps_done, {})
             raise
         return self._summary()
 
@@ -100,23 +91,17 @@ class DpoRun:
         """How the implicit reward, beta * log(pi / pi_reference), agrees with the held-out comparisons."""
         held_out, config = self._inputs.held_out, self._config
         budget = config.micro_batch_pairs * config.max_tokens
-        now = sequence_logprobs(self._policy, held_out.prompts, held_out.responses, token_budget=budget)
+        now = sequence_logprobs(self._tuned.policy, held_out.prompts, held_out.responses, token_budget=budget)
         return evaluate_scores(held_out.comparisons, config.beta * (now - held_out.reference_logprobs))
 
     def restore(self, state: TrainingState) -> None:
         """Continues from a checkpoint."""
-        self._policy.load_weights(state.tensors_of("policy"))
-        load_optimizer_tensors(self._optimizer, self._parameters, state.tensors_of("optimizer"))
+        self._tuned.restore(state)
         self._steps_done = state.step
 
     def save_model(self) -> None:
-        """Writes run_dir/model: the adapter where one was trained, else the whole model."""
-        target, backbone, adapter = self._folder.path / "model", self._inputs.backbone, self._inputs.adapter
-        metadata = {"stage": "dpo", "started_from": self._config.model.path}
-        if adapter is None:
-            save_model(target, backbone.model, backbone.tokenizer, metadata)
-        else:
-            backbone.adapters.save(adapter, target, tokenizer=backbone.tokenizer, metadata=metadata)
+        """Writes run_dir/model."""
+        self._tuned.save_model()
 
     def _after_step(self, report: StepReport) -> None:
         """Held-out agreement and checkpoint where due, and the log line of the step that just ended."""
@@ -139,17 +124,8 @@ class DpoRun:
             metrics["time/eval"] = time.perf_counter() - trained
         metrics["time/step"] = time.perf_counter() - self._step_started
         self._metrics.log(self._steps_done, metrics)
-        if is_last or self._steps_done % config.checkpoint.every_steps == 0:
-            self._save()
+        self._tuned.keep_if_due(self._steps_done, metrics, {})
         self._step_started = time.perf_counter()
-
-    def _save(self) -> None:
-        tensors = {
-            **with_owner("policy", self._policy.weights()),
-            **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
-        }
-        state = TrainingState(self._steps_done, tensors)
-        save_checkpoint(self._folder.checkpoints_path, state, keep_last=self._config.checkpoint.keep_last)
 
     def _summary(self) -> dict[str, Any]:
         last = self._folder.read_metrics()[-1]
@@ -159,9 +135,9 @@ class DpoRun:
             "pairs": len(self._inputs.order),
             "train_loss": last["rm/loss"],
             **{name: last.get(f"rm/{name}") for name in held_out},
-            "trained_parameters": sum(parameter.numel() for _, parameter in self._parameters),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in self._folder.read_metrics()),
+            **self._tuned.summary(),
         }
 
 

@@ -11,29 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from policies.causal import CausalPolicy
-from policies.checkpoint import save_model
 from policies.loading import load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
 from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
 from rlhf.data import load_rows
-from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule
+from rlhf.optimization import NonFiniteLossError, build_schedule
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
-from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import (
-    TrainingState,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    with_owner,
-)
+from rlhf.runtime.training_state import TrainingState
 from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
 from rlhf.trainers.trl_sft import train_with_trl
+from rlhf.trainers.tuned_policy import TunedPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +100,10 @@ class SftRun:
     ) -> None:
         self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
         self._total_steps = total_steps
-        self._policy = CausalPolicy(inputs.backbone, adapter=inputs.adapter, temperature=1.0)
-        self._parameters = self._policy.trainable()
-        self._optimizer = build_optimizer(self._parameters, config.optimizer)
+        self._tuned = TunedPolicy("sft", config, inputs.backbone, inputs.adapter, folder, total_steps)
         lengths = [len(example.token_ids) for example in inputs.examples]
         self._progress = Progress(lengths, inputs.order, config.examples_per_step)
         self._steps_done = 0
-        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, total_steps)
         self._eval_loss = math.nan
         self._step_started = 0.0
 
@@ -134,14 +124,14 @@ class SftRun:
                     inputs.backbone,
                     inputs.examples,
                     inputs.order,
-                    optimizer=self._optimizer,
+                    optimizer=self._tuned.optimizer,
                     schedule=build_schedule(config.optimizer, self._total_steps),
                     settings=settings,
                     first_step=self._steps_done,
                     on_step=self._after_step,
                 )
         except NonFiniteLossError:
-            self._save()
+            self._tuned.save(self._steps_done, self._kept_values())
             raise
         return self._summary()
 
@@ -149,7 +139,7 @@ class SftRun:
         """Held-out cross-entropy and perplexity, mean over the learned tokens."""
         held_out, backbone = self._inputs.held_out, self._inputs.backbone
         logprobs = evaluate_in_micro_batches(
-            lambda batch: self._policy.logprobs(batch).logprobs,
+            lambda batch: self._tuned.policy.logprobs(batch).logprobs,
             [example.token_ids[~example.loss_mask] for example in held_out],
             [example.token_ids[example.loss_mask] for example in held_out],
             token_budget=self._config.micro_batch_examples * self._config.max_tokens,
@@ -161,19 +151,13 @@ class SftRun:
 
     def restore(self, state: TrainingState) -> None:
         """Continues from a checkpoint."""
-        self._policy.load_weights(state.tensors_of("policy"))
-        load_optimizer_tensors(self._optimizer, self._parameters, state.tensors_of("optimizer"))
+        self._tuned.restore(state)
         self._eval_loss = float(state.values["eval_loss"])
         self._steps_done = state.step
 
-    def save_model(self, folder: str = "model") -> None:
-        """Writes run_dir/<folder>: the adapter where one was trained, else the whole model."""
-        target, backbone, adapter = self._folder.path / folder, self._inputs.backbone, self._inputs.adapter
-        metadata = {"stage": "sft", "started_from": self._config.model.path}
-        if adapter is None:
-            save_model(target, backbone.model, backbone.tokenizer, metadata)
-        else:
-            backbone.adapters.save(adapter, target, tokenizer=backbone.tokenizer, metadata=metadata)
+    def save_model(self) -> None:
+        """Writes run_dir/model."""
+        self._tuned.save_model()
 
     def _after_step(self, report: StepReport) -> None:
         """Held-out loss and checkpoint where due, and the log line of the step that just ended."""
@@ -192,20 +176,11 @@ class SftRun:
             metrics["time/eval"] = time.perf_counter() - trained
         metrics["time/step"] = time.perf_counter() - self._step_started
         self._metrics.log(self._steps_done, metrics)
-        self._checkpoints.note(self._steps_done, metrics)
-        if self._checkpoints.is_due(self._steps_done):
-            if self._checkpoints.best_step == self._steps_done:
-                self.save_model(BEST_MODEL)
-            self._save()
+        self._tuned.keep_if_due(self._steps_done, metrics, self._kept_values())
         self._step_started = time.perf_counter()
 
-    def _save(self) -> None:
-        tensors = {
-            **with_owner("policy", self._policy.weights()),
-            **with_owner("optimizer", optimizer_tensors(self._optimizer, self._parameters)),
-        }
-        state = TrainingState(self._steps_done, tensors, {"eval_loss": str(self._eval_loss)})
-        self._checkpoints.save(state)
+    def _kept_values(self) -> dict[str, str]:
+        return {"eval_loss": str(self._eval_loss)}
 
     def _summary(self) -> dict[str, Any]:
         rows = self._folder.read_metrics()
@@ -216,8 +191,7 @@ class SftRun:
             "train_loss": rows[-1]["loss/train"],
             "eval_loss": self._eval_loss if has_held_out else None,
             "perplexity": math.exp(self._eval_loss) if has_held_out else None,
-            "trained_parameters": sum(parameter.numel() for _, parameter in self._parameters),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
-            **self._checkpoints.summary(),
+            **self._tuned.summary(),
         }

@@ -273,3 +273,15 @@ def test_nothing_is_printed_by_the_libraries(configure: Any, capfd: pytest.Captu
     printed, complaints = capfd.readouterr()
     assert all(line.startswith("dpo ") for line in printed.splitlines())
     assert complaints == ""
+
+
+def test_the_adapter_of_the_best_step_stays_beside_the_last(configure: Any) -> None:
+    best = {"metric": "progress/epoch", "direction": "lower"}
+    config = configure(tuning=LORA, epochs=1, checkpoint={"every_steps": 9, "keep_last": 1, "keep_best": best})
+    run(config, resume=False)
+    folder, file = Path(config.run_dir), "adapter_model.safetensors"
+    saved = load_file(folder / "checkpoints" / "step-00000001" / "state.safetensors")
+    kept, last = load_file(folder / "best" / file), load_file(folder / "model" / file)
+    assert all(torch.equal(kept[name], saved[f"policy.{name}"]) for name in kept)
+    assert any(not torch.equal(kept[name], last[name]) for name in kept)
+    assert RunFiles(folder).read_summary()["best"]["step"] == 1  # pyright: ignore[reportIndexIssue]
