@@ -514,15 +514,19 @@ class PpoConfig(StageConfig):
         return self
 
     @property
-    def critic_kind(self) -> Literal["head", "adapter", "model"]:
-        """`critic.kind`, with what `auto` stands for."""
+    def critic_kind(self) -> Literal["head", "adapter", "model", "none"]:
+        """`critic.kind`, with what `auto` stands for; `none` where advantages need no critic."""
+        if not self.has_critic:
+            return "none"
         if self.critic.kind != "auto":
             return self.critic.kind
         return "adapter" if isinstance(self.model.tuning, LoraTuning) else "model"
 
     @model_validator(mode="after")
     def _critic_fits_the_tuning(self) -> "PpoConfig":
-        if self.has_critic and self.critic_kind == "model" and self.model.quantization != "none":
+        if not self.has_critic:
+            return self
+        if self.critic_kind == "model" and self.model.quantization != "none":
             raise ValueError(
                 f"critic.kind=model: all weights of a second model would train, but model.quantization="
                 f"{self.model.quantization} cannot; set critic.kind=adapter or head, or model.quantization=none"

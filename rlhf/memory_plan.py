@@ -193,7 +193,8 @@ def trained_elements(config: PpoConfig, models: Models) -> tuple[int, int]:
     """Weights that train: the policy's and the critic's. Their heads, D + 1 numbers each, are left out."""
     base = models.base
     policy = base.parameters if isinstance(config.model.tuning, FullTuning) else models.policy_adapter
-    by_kind = {"head": 0, "adapter": models.critic_adapter, "model": base.parameters - base.output_parameters}
+    whole = base.parameters - base.output_parameters
+    by_kind = {"none": 0, "head": 0, "adapter": models.critic_adapter, "model": whole}
     return policy, by_kind[config.critic_kind]
 
 
@@ -285,7 +286,7 @@ def gradient_bytes(config: PpoConfig, models: Models, *, accumulates: bool) -> i
     has_sums = accumulates or config.algorithm.ptx is not None
     policy_bytes = FLOAT32 if has_sums else _policy_bytes(config, models)
     copies = 1 + (config.algorithm.ptx is not None)
-    if config.critic_kind == "head":
+    if config.critic_kind in ("head", "none"):
         return policy * policy_bytes * copies if has_sums else 0
     return policy * policy_bytes * copies + (critic * FLOAT32 if accumulates else 0)
 

@@ -8,10 +8,11 @@ import pytest
 from policies.config import FullTuning, LoraTuning
 from policies.model_shape import ModelShape, shape_of
 from rlhf import memory_plan, memory_terms
+from rlhf.config import PpoConfig
 from rlhf.memory_plan import Models, StepSizes, actor_memory
 from rlhf.runtime.placement import ALL_ROLES
 from tests.policies.test_model_shape import LLAMA, tensors
-from tests.tiny_ppo import ppo_config
+from tests.tiny_ppo import ppo_config, ppo_settings
 
 SHAPE: ModelShape = shape_of(LLAMA, tensors())
 """V 10, D 4, L 2, two query heads and one key-value head of 2, I 6; 300 weights, 240 of them in linear layers."""
@@ -137,6 +138,16 @@ def test_full_tuning_copies_the_model_for_reference_and_critic(tmp_path: Path) -
     }
     # Alone, the learner needs no reference.
     assert "reference copy" not in actor_memory("learner", ("learner",), "cuda", config, models).resident
+
+
+def test_without_a_critic_nothing_of_one_is_planned(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"algorithm": {"advantages": {"kind": "rloo"}}, "rollout": {"responses_per_prompt": 2}}
+    settings = ppo_settings(tmp_path, "model", model={"tuning": {"kind": "full"}, "dtype": "bfloat16"}, **changes)
+    config = PpoConfig.model_validate(settings | {"critic": {}})
+    models = Models(SHAPE, 2, 0, 0, 0, 0, {})
+    resident = actor_memory("driver", ALL_ROLES, "cuda", config, models).resident
+    assert resident == {"base weights": 600, "reference copy": 600, "optimizer": 300 * 10}
+    assert memory_plan.gradient_bytes(config, models, accumulates=False) == 0
 
 
 def test_a_checkpoint_passes_through_main_memory_beside_a_gpu(tmp_path: Path) -> None:
