@@ -22,7 +22,7 @@ from rlhf.process_environment import prepare_environment
 from rlhf.stages import STAGES, Stage, find_stage, resolve
 
 # Not imported here: the config loader, which brings pydantic. `rlhf --help` answers without it.
-_LOADER = "rlhf.configuration.loader"
+_LOADER = "rlhf.config_loading.loader"
 
 
 class UsageError(ValueError):

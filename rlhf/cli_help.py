@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rlhf.stages import Stage
 
 if TYPE_CHECKING:
-    from rlhf.configuration.loader import FieldDescription
+    from rlhf.config_loading.loader import FieldDescription
 
 OPTIONS = {
     "--dry-run": "check the config, print it resolved with the plan of the run, start nothing",

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from rlhf.configuration.loader import describe_fields
+from rlhf.config_loading.loader import describe_fields
 from rlhf.stages import STAGES, Stage, resolve
 
 REFERENCE = Path(__file__).resolve().parents[1] / "configs" / "README.md"

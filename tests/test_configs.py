@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.configuration.loader import load_config
+from rlhf.config_loading.loader import load_config
 from rlhf.stages import STAGES, resolve
 
 ROOT = Path(__file__).parents[1]

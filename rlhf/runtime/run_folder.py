@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from rlhf.configuration.yaml import dump_yaml, parse_mapping
+from rlhf.config_loading.yaml import dump_yaml, parse_mapping
 from rlhf.runtime import json_lines
 from rlhf.runtime.environment import describe_environment
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rlhf.config import RewardConfig
-from rlhf.configuration.loader import load_config
+from rlhf.config_loading.loader import load_config
 from rlhf.runtime.environment import describe_environment
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.trainers.reward import run

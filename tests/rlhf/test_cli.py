@@ -15,7 +15,7 @@ import yaml
 
 from policies.config import StrictModel
 from rlhf import cli, exit_status
-from rlhf.configuration.loader import describe_fields
+from rlhf.config_loading.loader import describe_fields
 from rlhf.process_environment import PROCESS_ENVIRONMENT, prepare_environment
 from rlhf.stages import STAGES, Stage, UnknownStageError, find_stage, resolve
 

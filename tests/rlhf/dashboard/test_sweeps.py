@@ -13,7 +13,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from rlhf.configuration.loader import load_config
+from rlhf.config_loading.loader import load_config
 from rlhf.runtime.config import TrackingConfig
 from rlhf.runtime.metric_registry import METRICS
 from rlhf.runtime.run_folder import RunFolder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.configuration.loader import ConfigError, load_config
+from rlhf.config_loading.loader import ConfigError, load_config
 from rlhf.runtime.config import TrackingConfig
 from rlhf.runtime.health.training import NON_FINITE_METRIC
 from rlhf.runtime.metrics import open_metric_logger

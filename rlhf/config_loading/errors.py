@@ -11,8 +11,8 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rlhf.configuration.fields import child, describe_fields, members, sections, tag_field, tags, type_in_words
-from rlhf.configuration.yaml import inline, kind_of
+from rlhf.config_loading.fields import child, describe_fields, members, sections, tag_field, tags, type_in_words
+from rlhf.config_loading.yaml import inline, kind_of
 
 _BOUND_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of")
 _LENGTH_ERRORS = ("too_short", "too_long", "string_too_short", "string_too_long", "string_pattern_mismatch")

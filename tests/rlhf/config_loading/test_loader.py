@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from policies.config import StrictModel
-from rlhf.configuration.loader import ConfigError, describe_fields, dump_config, load_config
-from rlhf.configuration.yaml import dump_yaml, parse_yaml
+from rlhf.config_loading.loader import ConfigError, describe_fields, dump_config, load_config
+from rlhf.config_loading.yaml import dump_yaml, parse_yaml
 
 
 class Full(StrictModel):

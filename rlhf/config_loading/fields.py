@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlhf.configuration.yaml import inline
+from rlhf.config_loading.yaml import inline
 
 _SCALAR_NAMES = {int: "integer", float: "number", bool: "true | false", str: "text", Path: "path", type(None): "null"}
 _BOUNDS = (("gt", "> "), ("ge", ">= "), ("lt", "< "), ("le", "<= "), ("multiple_of", "a multiple of "))

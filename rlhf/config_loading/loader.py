@@ -14,8 +14,8 @@ from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from rlhf.configuration.errors import explain
-from rlhf.configuration.fields import (
+from rlhf.config_loading.errors import explain
+from rlhf.config_loading.fields import (
     FieldDescription,
     child,
     chosen_section,
@@ -25,7 +25,7 @@ from rlhf.configuration.fields import (
     sections,
     tag_field,
 )
-from rlhf.configuration.yaml import ConfigError, dump_yaml, inline, parse_mapping, parse_yaml
+from rlhf.config_loading.yaml import ConfigError, dump_yaml, inline, parse_mapping, parse_yaml
 
 __all__ = ["ConfigError", "FieldDescription", "describe_fields", "dump_config", "load_config"]
 

@@ -1,0 +1,75 @@
+"""Configuration of every stage, composed from the packages' own classes. Imports nothing heavy.
+
+One class a stage; the keys `model`, `data`, `run_dir` and `seed` mean the same in all of them. Every default stands
+here or beside its owner, once. Nothing changes a configuration after it is loaded.
+
+shared      optimizer, data, run folder, the model that trains: what several stages have
+pretrain    `rlhf pretrain`
+sft         `rlhf sft`
+reward      `rlhf reward`: comparisons, losses, training
+dpo         `rlhf dpo`
+algorithm   losses, penalties and advantages of PPO
+ppo         `rlhf ppo`, and which of its parts fit together
+eval        `rlhf eval`
+answers     `rlhf generate`, `chat`, `export`
+quickstart  `rlhf quickstart`
+"""
+
+from rlhf.config.algorithm import (
+    AdaptiveKl,
+    Advantages,
+    AlgorithmConfig,
+    FixedKl,
+    GaeAdvantages,
+    GrpoAdvantages,
+    KlConfig,
+    MissingEosConfig,
+    PtxConfig,
+    RlooAdvantages,
+)
+from rlhf.config.answers import ChatConfig, ExportConfig, GenerateConfig, GenerateDataConfig
+from rlhf.config.dpo import DpoConfig, DpoDataConfig
+from rlhf.config.eval import EvalConfig, EvalDataConfig
+from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
+from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig
+from rlhf.config.quickstart import QuickstartConfig
+from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
+from rlhf.config.sft import SftConfig
+from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+
+__all__ = [
+    "AdaptiveKl",
+    "Advantages",
+    "AlgorithmConfig",
+    "ChatConfig",
+    "CriticConfig",
+    "DataConfig",
+    "DpoConfig",
+    "DpoDataConfig",
+    "EvalConfig",
+    "EvalDataConfig",
+    "ExportConfig",
+    "FixedKl",
+    "GaeAdvantages",
+    "GenerateConfig",
+    "GenerateDataConfig",
+    "GrpoAdvantages",
+    "KlConfig",
+    "MissingEosConfig",
+    "OptimizerConfig",
+    "PairwiseLogisticLoss",
+    "PlackettLuceLoss",
+    "PpoConfig",
+    "PpoDataConfig",
+    "PreferenceLoss",
+    "PretrainConfig",
+    "PretrainModelConfig",
+    "PtxConfig",
+    "QuickstartConfig",
+    "RewardConfig",
+    "RewardDataConfig",
+    "RlooAdvantages",
+    "SftConfig",
+    "StageConfig",
+    "TrainedModelConfig",
+]

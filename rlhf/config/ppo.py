@@ -1,0 +1,180 @@
+"""Configuration of `rlhf ppo`, and which of its parts fit together."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from policies.config import LoraTuning, StrictModel
+from reward.config import RewardSource
+from rlhf.config.algorithm import AdaptiveKl, AlgorithmConfig, GaeAdvantages
+from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement
+from rollout.config import RolloutConfig, VllmEngineConfig
+
+
+class CriticConfig(StrictModel):
+    """The value function."""
+
+    kind: Literal["auto", "head", "adapter", "model"] = "auto"
+    """`head` reads the policy's own hidden states, which then train on both losses, in one pass; `adapter` is an
+    adapter of its own on the policy's base (LoRA tuning); `model` is a second copy of the model, all of whose weights
+    train. `auto` is `adapter` with LoRA tuning and `model` with full tuning."""
+    start: Literal["auto", "reward_model", "zero_head"] = "auto"
+    """Initial weights; `auto` gives an adapter those of the reward model where both share a base, else a zero head on
+    the policy's base. Only an adapter can start from a reward model."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, epsilon=1e-5)
+    """Optimizer of the critic."""
+
+
+class PpoDataConfig(DataConfig):
+    """Prompts, and text for PPO-ptx and the alignment tax."""
+
+    pretrain: str | None = None
+    """Rows with `text` for PPO-ptx."""
+    pretrain_eval: str | None = None
+    """Held-out rows with `text`; their perplexity is the alignment tax."""
+
+
+class PpoConfig(StageConfig):
+    """`rlhf ppo`: PPO and PPO-ptx."""
+
+    model: TrainedModelConfig
+    """The policy's start; also the reference."""
+    data: PpoDataConfig
+    """Rows with `prompt`."""
+    reward: tuple[RewardSource, ...] = Field(min_length=1)
+    """Sources whose weighted sum is the score."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Losses and penalties."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, epsilon=1e-5)
+    """Optimizer of the policy."""
+    critic: CriticConfig = CriticConfig()
+    """Value function."""
+    steps: int = Field(default=100, ge=1)
+    """PPO steps: rollout plus update."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens of one forward and backward pass, with padding where the architecture cannot leave it out."""
+    activation_checkpointing: bool = False
+    """Computes the activations of a layer again in the backward pass instead of keeping them: less memory, and updates
+    that take a third more time with full tuning, a half with LoRA."""
+    sample_prompts: int = Field(default=8, ge=0)
+    """Fixed prompts of `data.eval` whose answers are logged through training."""
+    sample_every_steps: int = Field(default=10, ge=1)
+    """Steps between those samples (and the alignment tax)."""
+    placement: Placement = ColocatedPlacement()
+    """Which actors host the roles."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+    @model_validator(mode="after")
+    def _data_for_every_option(self) -> "PpoConfig":
+        if self.algorithm.ptx is not None and self.data.pretrain is None:
+            raise ValueError("algorithm.ptx needs data.pretrain (rows with `text`)")
+        if self.algorithm.ptx is None and self.data.pretrain is not None:
+            raise ValueError("data.pretrain is only read by PPO-ptx; set algorithm.ptx or remove it")
+        samples = self.rollout.prompts_per_step * self.rollout.responses_per_prompt
+        if self.rollout.sampling.min_response_tokens:
+            raise ValueError(
+                "rollout.sampling.min_response_tokens hides stop tokens from the sampler only, so the policy ratio "
+                "would not start at 1; set it to 0 and use algorithm.missing_eos or a length rule"
+            )
+        kl = self.algorithm.kl
+        if isinstance(kl, AdaptiveKl) and kl.horizon <= 0.2 * samples:
+            raise ValueError(
+                f"algorithm.kl.horizon={kl.horizon:g} is too short for the {samples} samples of a step; "
+                f"give more than {0.2 * samples:g} episodes"
+            )
+        if samples < self.algorithm.minibatches:
+            raise ValueError(
+                f"algorithm.minibatches={self.algorithm.minibatches} exceeds the {samples} samples of a step"
+            )
+        return self
+
+    @property
+    def critic_kind(self) -> Literal["head", "adapter", "model", "none"]:
+        """`critic.kind`, with what `auto` stands for; `none` where advantages need no critic."""
+        if not self.has_critic:
+            return "none"
+        if self.critic.kind != "auto":
+            return self.critic.kind
+        return "adapter" if isinstance(self.model.tuning, LoraTuning) else "model"
+
+    @model_validator(mode="after")
+    def _critic_fits_the_tuning(self) -> "PpoConfig":
+        if not self.has_critic:
+            return self
+        if self.critic_kind == "model" and self.model.quantization != "none":
+            raise ValueError(
+                f"critic.kind=model: all weights of a second model would train, but model.quantization="
+                f"{self.model.quantization} cannot; set critic.kind=adapter or head, or model.quantization=none"
+            )
+        if self.critic_kind == "adapter" and not isinstance(self.model.tuning, LoraTuning):
+            raise ValueError(
+                "critic.kind=adapter: full tuning would change the base under the adapter; set critic.kind=head or "
+                "model, or model.tuning.kind=lora"
+            )
+        if self.critic.start == "reward_model" and self.critic_kind != "adapter":
+            raise ValueError(
+                f"critic.start=reward_model: a critic of kind {self.critic_kind} cannot take over an adapter; set "
+                "critic.start=zero_head, or critic.kind=adapter with model.tuning.kind=lora"
+            )
+        return self
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic is built; without one, advantages come from the other responses to a prompt."""
+        return isinstance(self.algorithm.advantages, GaeAdvantages)
+
+    @model_validator(mode="after")
+    def _groups_and_nothing_of_a_critic_without_one(self) -> "PpoConfig":
+        if self.has_critic:
+            return self
+        chosen = f"algorithm.advantages.kind={self.algorithm.advantages.kind}"
+        if self.rollout.responses_per_prompt < 2:
+            raise ValueError(
+                f"rollout.responses_per_prompt={self.rollout.responses_per_prompt}: {chosen} compares the responses to "
+                "one prompt and needs at least 2 (4 to 16 are usual); or set algorithm.advantages.kind=gae"
+            )
+        # What stands at its default is let through: a resolved configuration says everything.
+        defaults = AlgorithmConfig()
+        settings = {
+            "critic": self.critic != CriticConfig(),
+            "algorithm.value_clip_range": self.algorithm.value_clip_range != defaults.value_clip_range,
+            "algorithm.value_coefficient": self.algorithm.value_coefficient != defaults.value_coefficient,
+        }
+        for name, is_set in settings.items():
+            if is_set:
+                raise ValueError(f"{name} sets up a critic, and {chosen} builds none: remove it, or set kind=gae")
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_a_process_of_its_own(self) -> "PpoConfig":
+        if isinstance(self.rollout.engine, VllmEngineConfig) and not isinstance(self.placement, SplitPlacement):
+            raise ValueError(
+                "rollout.engine.kind=vllm: vLLM keeps a model of its own, and placement.kind="
+                f"{self.placement.kind} shares one: set placement.kind=split, or rollout.engine.kind=compiled"
+            )
+        if isinstance(self.rollout.engine, VllmEngineConfig) and self.model.quantization != "none":
+            raise ValueError(
+                f"rollout.engine.kind=vllm: vLLM would sample from other numbers than those of model.quantization="
+                f"{self.model.quantization}; set rollout.engine.kind=compiled, or model.quantization=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _running_ahead_is_possible_and_corrected(self) -> "PpoConfig":
+        age = self.rollout.max_policy_age
+        if age and self.algorithm.importance_cap is None:
+            raise ValueError(
+                f"rollout.max_policy_age={age} trains on samples of older policies, which needs truncated importance "
+                "sampling: set algorithm.importance_cap (2 is a usual value), or max_policy_age=0"
+            )
+        if age and not isinstance(self.placement, SplitPlacement):
+            raise ValueError(
+                f"rollout.max_policy_age={age} needs workers apart from the learner, and "
+                f"placement.kind={self.placement.kind} has them in one process: set placement.kind=split, or "
+                "max_policy_age=0"
+            )
+        return self

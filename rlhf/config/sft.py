@@ -1,0 +1,38 @@
+"""Configuration of `rlhf sft`."""
+
+from pydantic import Field, model_validator
+
+from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+from rlhf.runtime.config import CheckpointConfig
+
+
+class SftConfig(StageConfig):
+    """`rlhf sft`: supervised fine-tuning, loss on completions only."""
+
+    model: TrainedModelConfig
+    """The model to tune."""
+    data: DataConfig
+    """Rows with `prompt` and `completion`, or `messages`."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    examples_per_step: int = Field(default=32, ge=1)
+    """Examples of one optimizer step."""
+    micro_batch_examples: int = Field(default=32, ge=1)
+    """Examples of one forward and backward pass; must divide `examples_per_step`."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest example; a longer one is a bad row."""
+    eval_every_steps: int = Field(default=100, ge=1)
+    """Steps between evaluations on `data.eval`; the last step is always evaluated."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, warmup_fraction=0.03, schedule="cosine")
+    """Optimizer."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When states are saved."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_step(self) -> "SftConfig":
+        if self.examples_per_step % self.micro_batch_examples:
+            raise ValueError(
+                f"micro_batch_examples={self.micro_batch_examples} must divide "
+                f"examples_per_step={self.examples_per_step}"
+            )
+        return self
