@@ -10,7 +10,7 @@ pads to blocks and repeats the keys of a prefix for each of its rests.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ def _split(states: Tensor, batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
 def _behind_its_prefix(blocks: tuple[Tensor, Tensor], batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
     """Blocks of prefixes and rests -> the same, the rests as (S, P + R, H, d) behind their group's prefix."""
     prefix, rest = blocks
-    return prefix, torch.cat([prefix[batch.group_of_sequence], rest], dim=1)
+    return prefix, torch.cat([prefix.index_select(0, batch.group_of_sequence), rest], dim=1)
 
 
 def _visible(batch: SharedPrefixBatch) -> Tensor:
@@ -147,5 +147,29 @@ def _unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     if mask is None:
         size = (query.shape[2], key.shape[2])
         mask = torch.full(size, -torch.inf, dtype=query.dtype, device=query.device).triu(diagonal=1)
-    logits = torch.matmul(query, key.transpose(2, 3)) * scale + mask
-    return torch.matmul(torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype), value)
+    return cast(Tensor, _PlainAttention.apply(query * scale, key, value, mask))
+
+
+class _PlainAttention(torch.autograd.Function):
+    """softmax(q k^T + mask) v with one (..., Q, T) tensor kept for the backward pass, in the precision of the inputs.
+
+    With P the softmax and G the gradient by the output: dv = P^T G, dS = P * (G v^T - rowsum(P * G v^T)), dq = dS k,
+    dk = dS^T q. torch's softmax of bfloat16 computes in float32 and rounds once, so nothing is lost by not asking for
+    a float32 copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        attention = torch.matmul(query, key.transpose(2, 3)).add_(mask).softmax(dim=-1)
+        ctx.save_for_backward(query, key, value, attention)
+        return torch.matmul(attention, value)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, attention = cast(tuple[Tensor, ...], ctx.saved_tensors)
+        by_value = torch.matmul(attention.transpose(2, 3), gradient)
+        by_attention = torch.matmul(gradient, value.transpose(2, 3))
+        by_logits = cast(Any, torch)._softmax_backward_data(by_attention, attention, -1, attention.dtype)
+        return torch.matmul(by_logits, key), torch.matmul(by_logits.transpose(2, 3), query), by_value, None

@@ -24,6 +24,7 @@ from policies.checkpoint import METADATA_FILE, atomic_folder, load_metadata
 from policies.config import ModelConfig
 from policies.final_mlp import computed_only_at, final_mlp
 from policies.loading import resolve_device
+from policies.rms_norm import use_fast_norms
 from policies.shared_prefix import SharedPrefixBatch, pack_groups
 from policies.shared_prefix_attention import shared_prefix_attention, supports_shared_prefix
 from policies.sources import resolve_source
@@ -70,6 +71,7 @@ class RewardModel:
         self.device = self._classifier.device
         self._reads_last_token = is_decoder(self._classifier)
         self._final_mlp = final_mlp(self._body) if self._reads_last_token else None
+        use_fast_norms(self._classifier)
         score_in_float32(self._classifier)
         self._require_same_scores()
         self.shares_prefixes = self._can_share_prefixes()

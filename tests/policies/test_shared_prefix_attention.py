@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from policies.shared_prefix import pack_groups
-from policies.shared_prefix_attention import shared_prefix_attention, supports_shared_prefix
+from policies.shared_prefix_attention import _unfused, shared_prefix_attention, supports_shared_prefix
 from tests.tiny_models import build_model
 
 RNG = np.random.default_rng(0)
@@ -92,6 +92,18 @@ def test_plain_and_fused_attention_in_bfloat16_agree(monkeypatch):
     torch.testing.assert_close(fused, unfused, rtol=0.05, atol=0.1)
     for name, gradient in unfused_gradients.items():
         assert (fused_gradients[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
+
+
+def test_plain_attention_has_the_gradients_that_autograd_finds():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 5))
+    states = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    mask = torch.zeros(2, 1, 4, 6, dtype=torch.float64)
+    mask[0, 0, 1, 3:] = mask[1, 0, 3, 0] = -torch.inf
+
+    assert torch.autograd.gradcheck(lambda q, k, v: _unfused(q, k, v, mask, 0.3), states)
+    expected = torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(_unfused(*states, mask, 0.3), expected)
 
 
 def test_the_model_attends_as_before_afterwards_even_after_an_error():
