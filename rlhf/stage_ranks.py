@@ -15,14 +15,19 @@ from typing import Any, Protocol
 import torch
 
 from policies.loading import resolve_device
-from rlhf.config import PretrainConfig, RewardConfig
+from rlhf.config import PretrainConfig, RewardConfig, SftConfig
 from rlhf.runtime.config import RanksConfig
-from rlhf.runtime.distributed import MeetingPoint, Ranks, join_ranks, naming_the_rank
+from rlhf.runtime.distributed import ALONE, MeetingPoint, Ranks, join_ranks, naming_the_rank
 from rlhf.runtime.placement import Resources
 from rlhf.runtime.rank_actors import AnswerOfAll, meet
+from rlhf.runtime.run_folder import refuse_existing_run
 from rollout.calls import WorkerHandle
 
 _SECONDS_BETWEEN_LINES = 0.2
+
+
+RankedConfig = PretrainConfig | RewardConfig | SftConfig
+"""Configurations with `ranks`."""
 
 
 class Train(Protocol):
@@ -42,7 +47,7 @@ class StageRank:
         threads: torch threads of this process.
     """
 
-    def __init__(self, config: PretrainConfig | RewardConfig, *, ranks: Ranks, threads: int) -> None:
+    def __init__(self, config: RankedConfig, *, ranks: Ranks, threads: int) -> None:
         torch.set_num_threads(threads)
         self._config, self._ranks = config, ranks
         self._meeting_point: MeetingPoint | None = None
@@ -71,13 +76,19 @@ class StageRank:
         return new
 
 
-def run_in_ranks(train: Train, config: PretrainConfig | RewardConfig, *, resume: bool) -> None:
-    """Runs `train(config, resume=..., ranks=...)` on `config.ranks.workers` ranks.
+def run_in_ranks(train: Train, config: RankedConfig, *, resume: bool) -> None:
+    """Runs `train(config, resume=..., ranks=...)` on `config.ranks.workers` ranks; one is this process.
 
     Raises:
-        ValueError: the cluster cannot hold the ranks, or the stage refuses its configuration.
+        ValueError: the run folder holds a run already, the cluster cannot hold the ranks, or the stage refuses its
+            configuration.
         WorkerError: a rank was lost.
     """
+    if config.ranks.workers == 1:
+        train(config, resume=resume, ranks=ALONE)
+        return
+    if not resume:
+        refuse_existing_run(config.run_dir)
     from rlhf.runtime.cluster import (  # noqa: PLC0415 - Ray need not be installed for one rank
         ActorRequest,
         ray_cluster,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policies.loading import load_backbone
-from rlhf.config import PpoConfig, PretrainConfig, RewardConfig
+from rlhf.config import PpoConfig, PretrainConfig, RewardConfig, SftConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from rlhf.optimization import NonFiniteLossError
@@ -18,7 +18,7 @@ from rlhf.roles import RoleHost
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import TrainingState
 from rlhf.trainers import pretrain as pretraining
-from rlhf.trainers import reward
+from rlhf.trainers import reward, sft
 from rollout.types import PerToken
 from rollout.weight_sync import WeightUpdate
 from tests.tiny_models import randomize
@@ -111,6 +111,11 @@ def pretrain(ranks: Ranks, settings: Mapping[str, Any], *, resume: bool) -> None
 def train_reward(ranks: Ranks, settings: Mapping[str, Any], *, resume: bool) -> None:
     """Runs the stage; the first rank leaves the run folder."""
     reward.train(RewardConfig.model_validate(settings), resume=resume, ranks=ranks)
+
+
+def finetune(ranks: Ranks, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Runs the stage; the first rank leaves the run folder."""
+    sft.train(SftConfig.model_validate(settings), resume=resume, ranks=ranks)
 
 
 def collect(ranks: Ranks) -> tuple[list[float], list[float], tuple[float, ...], list[list[float]]]:

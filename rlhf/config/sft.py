@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
-from rlhf.runtime.config import CheckpointConfig
+from rlhf.runtime.config import CheckpointConfig, RanksConfig
 
 
 class SftConfig(StageConfig):
@@ -18,21 +18,25 @@ class SftConfig(StageConfig):
     examples_per_step: int = Field(default=32, ge=1)
     """Examples of one optimizer step."""
     micro_batch_examples: int = Field(default=32, ge=1)
-    """Examples of one forward and backward pass; must divide `examples_per_step`."""
+    """Examples of one forward and backward pass; must divide `examples_per_step`, or each rank's part of it."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest example; a longer one is a bad row."""
     eval_every_steps: int = Field(default=100, ge=1)
     """Steps between evaluations on `data.eval`; the last step is always evaluated."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, warmup_fraction=0.03, schedule="cosine")
     """Optimizer."""
+    ranks: RanksConfig = RanksConfig()
+    """Processes that train together."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When states are saved."""
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_step(self) -> "SftConfig":
-        if self.examples_per_step % self.micro_batch_examples:
+        workers = self.ranks.workers
+        if self.examples_per_step % (self.micro_batch_examples * workers):
+            of_each_rank = "" if workers == 1 else f" / ranks.workers={workers}"
             raise ValueError(
                 f"micro_batch_examples={self.micro_batch_examples} must divide "
-                f"examples_per_step={self.examples_per_step}"
+                f"examples_per_step={self.examples_per_step}{of_each_rank}"
             )
         return self

@@ -31,7 +31,7 @@ from rlhf.row_shares import share_rows
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
-from rlhf.runtime.run_folder import RunFiles, RunFolder, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.runtime.training_run import TrainingRun, open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
@@ -56,12 +56,7 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
         NonFiniteLossError: training stopped; the state before the bad step is saved.
         WorkerError: one of several ranks was lost.
     """
-    if config.ranks.workers > 1:
-        if not resume:
-            refuse_existing_run(config.run_dir)
-        run_in_ranks(train, config, resume=resume)
-    else:
-        train(config, resume=resume)
+    run_in_ranks(train, config, resume=resume)
 
 
 def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:

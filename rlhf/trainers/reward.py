@@ -42,7 +42,7 @@ from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.kept_checkpoints import KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
-from rlhf.runtime.run_folder import RunFiles, RunFolder, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.runtime.terminal import stages_announce
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import (
@@ -79,12 +79,7 @@ def run(config: RewardConfig, *, resume: bool) -> None:
     """
     if config.ensemble_members > 1:
         resume = train_members(config, run, resume=resume)
-    if config.ranks.workers > 1:
-        if not resume:
-            refuse_existing_run(config.run_dir)
-        run_in_ranks(train, config, resume=resume)
-    else:
-        train(config, resume=resume)
+    run_in_ranks(train, config, resume=resume)
 
 
 def train(config: RewardConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:

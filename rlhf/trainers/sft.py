@@ -7,9 +7,11 @@ the steps (`rlhf.trainers.trl_sft`); which tokens are learned is decided in `rlh
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.loading import load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
@@ -19,11 +21,14 @@ from rlhf.data import load_rows
 from rlhf.optimization import NonFiniteLossError, build_schedule
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
+from rlhf.row_shares import balance
+from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
-from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import TrainingState
+from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
+from rlhf.stage_ranks import run_in_ranks
 from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
 from rlhf.trainers.trl_sft import train_with_trl
 from rlhf.trainers.tuned_policy import TunedPolicy
@@ -37,11 +42,25 @@ def run(config: SftConfig, *, resume: bool) -> None:
     Raises:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
+        WorkerError: one of several ranks was lost.
     """
+    run_in_ranks(train, config, resume=resume)
+
+
+def train(config: SftConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
+    """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = SftInputs(config)
+    ranks.require_same(f"the model in model.path={config.model.path}", lambda: inputs.backbone.fingerprint)
     total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
+    if not ranks.is_first:
+        follower = SftRun(config, inputs, None, MetricLogger([]), total_steps, ranks=ranks)
+        checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None
+        if checkpoint is not None:
+            follower.restore(checkpoint)
+        follower.train()
+        return
     with open_training_run(config, resume=resume, stage="sft", total_steps=total_steps) as run:
-        trainer = SftRun(config, inputs, run.folder, run.metrics, total_steps)
+        trainer = SftRun(config, inputs, run.folder, run.metrics, total_steps, ranks=ranks)
         if run.checkpoint is not None:
             trainer.restore(run.checkpoint)
         summary = trainer.train()
@@ -93,11 +112,28 @@ class SftInputs:
 
 
 class SftRun:
-    """The state between steps: weights, moments and how many steps are done."""
+    """The state between steps: weights, moments and how many steps are done.
+
+    Args:
+        config: The run's configuration.
+        inputs: Data and model.
+        folder: Where checkpoints and the model go; None on ranks that leave that to the first.
+        metrics: Where numbers go.
+        total_steps: Steps of the whole run.
+        ranks: Those that train together.
+    """
 
     def __init__(
-        self, config: SftConfig, inputs: SftInputs, folder: RunFolder, metrics: MetricLogger, total_steps: int
+        self,
+        config: SftConfig,
+        inputs: SftInputs,
+        folder: RunFolder | None,
+        metrics: MetricLogger,
+        total_steps: int,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
         self._total_steps = total_steps
         self._tuned = TunedPolicy("sft", config, inputs.backbone, inputs.adapter, folder, total_steps)
@@ -108,14 +144,15 @@ class SftRun:
         self._step_started = 0.0
 
     def train(self) -> dict[str, Any]:
-        """Steps to the end; returns the summary."""
+        """Steps to the end; returns the summary, which only the first rank has."""
         config, inputs = self._config, self._inputs
         settings = TrlSettings(
             examples_per_step=config.examples_per_step,
             micro_batch_examples=config.micro_batch_examples,
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=config.seed,
-            scratch_folder=self._folder.path,
+            scratch_folder=RunFiles(config.run_dir).path,
+            ranks=self._ranks,
         )
         self._step_started = time.perf_counter()
         try:
@@ -133,21 +170,29 @@ class SftRun:
         except NonFiniteLossError:
             self._tuned.save(self._steps_done, self._kept_values())
             raise
-        return self._summary()
+        return {} if self._folder is None else self._summary(self._folder)
 
     def evaluate(self) -> dict[str, float]:
         """Held-out cross-entropy and perplexity, mean over the learned tokens."""
-        held_out, backbone = self._inputs.held_out, self._inputs.backbone
-        logprobs = evaluate_in_micro_batches(
+        held_out, ranks = self._inputs.held_out, self._ranks
+        places = balance([len(example.token_ids) for example in held_out], ranks.count)[ranks.index]
+        own = self._logprobs([held_out[place] for place in places])
+        learned = [int(example.loss_mask.sum()) for example in held_out]
+        logprobs = ranks.join_rows(dict(zip(places, own, strict=True)), learned)
+        self._eval_loss = -float(np.concatenate(logprobs).mean(dtype=np.float64))
+        return {"eval/loss": self._eval_loss, "eval/perplexity": math.exp(self._eval_loss)}
+
+    def _logprobs(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        """Of the learned tokens of each example."""
+        backbone = self._inputs.backbone
+        return evaluate_in_micro_batches(
             lambda batch: self._tuned.policy.logprobs(batch).logprobs,
-            [example.token_ids[~example.loss_mask] for example in held_out],
-            [example.token_ids[example.loss_mask] for example in held_out],
+            [example.token_ids[~example.loss_mask] for example in examples],
+            [example.token_ids[example.loss_mask] for example in examples],
             token_budget=self._config.micro_batch_examples * self._config.max_tokens,
             pad_id=backbone.pad_id,
             device=backbone.device,
         )
-        self._eval_loss = -float(np.concatenate(logprobs).mean(dtype=np.float64))
-        return {"eval/loss": self._eval_loss, "eval/perplexity": math.exp(self._eval_loss)}
 
     def restore(self, state: TrainingState) -> None:
         """Continues from a checkpoint."""
@@ -182,8 +227,8 @@ class SftRun:
     def _kept_values(self) -> dict[str, str]:
         return {"eval_loss": str(self._eval_loss)}
 
-    def _summary(self) -> dict[str, Any]:
-        rows = self._folder.read_metrics()
+    def _summary(self, folder: RunFolder) -> dict[str, Any]:
+        rows = folder.read_metrics()
         has_held_out = math.isfinite(self._eval_loss)
         return {
             "steps": self._steps_done,

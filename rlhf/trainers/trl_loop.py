@@ -22,7 +22,9 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from policies.loading import Backbone
+from rlhf.gradient_sums import sum_gradients
 from rlhf.optimization import Schedule, clip_gradients, require_finite
+from rlhf.runtime.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,12 @@ class TrlSettings:
     """What TRL needs to know of a run.
 
     Attributes:
-        examples_per_step: Examples of one optimizer step.
+        examples_per_step: Examples of one optimizer step, on all ranks together.
         micro_batch_examples: Examples of one forward and backward pass.
         max_grad_norm: Gradients are scaled down to this norm.
         seed: Seed that TRL puts into torch's generators; nothing of ours draws from them.
         scratch_folder: Folder that TRL may create; nothing is written there.
+        ranks: Those that take each step together. TRL knows of none of them.
     """
 
     examples_per_step: int
@@ -61,6 +64,7 @@ class TrlSettings:
     max_grad_norm: float
     seed: int
     scratch_folder: Path
+    ranks: Ranks = ALONE
 
     def arguments(self, device: torch.device, steps: int) -> dict[str, Any]:
         """Arguments of any of TRL's configurations.
@@ -72,7 +76,7 @@ class TrlSettings:
             "output_dir": str(self.scratch_folder),
             "max_steps": steps,
             "per_device_train_batch_size": self.micro_batch_examples,
-            "gradient_accumulation_steps": self.examples_per_step // self.micro_batch_examples,
+            "gradient_accumulation_steps": self.examples_per_step // (self.micro_batch_examples * self.ranks.count),
             "max_grad_norm": self.max_grad_norm,
             "seed": self.seed,
             "max_length": None,
@@ -125,14 +129,42 @@ class Progress:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class ShareOfSteps:
+    """What a rank adds to each step: a mean over its own examples, weighed by how much of the step they are.
+
+    Attributes:
+        ranks: Those that take each step together.
+        weights: For each step that this trainer takes, the share in [0, 1]; over ranks they add up to 1.
+    """
+
+    ranks: Ranks
+    weights: Sequence[float]
+
+    def add_up(self, step: int, parameters: Sequence[torch.nn.Parameter], *, loss: float) -> float:
+        """Replaces gradients by their weighted sum over ranks; returns that of the loss."""
+        weight = self.weights[step]
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+        sum_gradients(parameters, self.ranks)
+        return self.ranks.total(weight * loss)[0]
+
+
 class OrderedTrainer(Trainer):
     """Takes examples in the order of the data set, and remembers loss and gradient norm of the step under way.
 
     Stands before one of TRL's trainers among the bases of a class.
+
+    Attributes:
+        step_loss: Of the step under way, over all ranks once its gradients are.
+        step_grad_norm: Of that step, before clipping.
+        share: Of this rank among several; None where it is alone.
     """
 
     step_loss = 0.0
     step_grad_norm = 0.0
+    share: ShareOfSteps | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; its loss is its share of the mean over the step."""
@@ -146,6 +178,9 @@ class OrderedTrainer(Trainer):
         transformers would make all of them NaN. To be removed when it checks the norm before it clips.
         """
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        if self.share is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self.step_loss = self.share.add_up(self.state.global_step, parameters, loss=self.step_loss)
         self.step_grad_norm = clip_gradients(optimizer, self.args.max_grad_norm)
         return self.step_grad_norm
 
@@ -158,19 +193,22 @@ class _StepCallback(TrainerCallback):
 
     def __init__(self, trainer: OrderedTrainer, first_step: int, on_step: Callable[[StepReport], None]) -> None:
         self._trainer, self._first_step, self._on_step = trainer, first_step, on_step
+        self._loss = 0.0
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        loss, self._trainer.step_loss = self._trainer.step_loss, 0.0
+        self._loss, self._trainer.step_loss = self._trainer.step_loss, 0.0
         model = cast(PreTrainedModel, self._trainer.model)
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         step = self._first_step + state.global_step
-        require_finite(step, named, loss=loss, grad_norm=self._trainer.step_grad_norm)
+        require_finite(step, named, loss=self._loss, grad_norm=self._trainer.step_grad_norm)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs: dict[str, float] = kwargs["logs"]
         if "loss" in logs:  # The last call of a run has its duration instead.
             steps_done = self._first_step + state.global_step
-            self._on_step(StepReport(steps_done, logs["loss"], logs["grad_norm"], logs["learning_rate"], logs))
+            # TRL's own loss is that of this rank.
+            loss = logs["loss"] if self._trainer.share is None else self._loss
+            self._on_step(StepReport(steps_done, loss, logs["grad_norm"], logs["learning_rate"], logs))
 
 
 def train_in_order(

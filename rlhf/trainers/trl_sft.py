@@ -16,7 +16,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from policies.loading import Backbone
 from rlhf.conversations import Example
 from rlhf.optimization import Schedule
-from rlhf.trainers.trl_loop import OrderedTrainer, StepReport, TrlSettings, train_in_order
+from rlhf.runtime.distributed import Ranks
+from rlhf.trainers.trl_loop import OrderedTrainer, ShareOfSteps, StepReport, TrlSettings, train_in_order
 
 
 def train_with_trl(
@@ -51,7 +52,7 @@ def train_with_trl(
         return
     steps = math.ceil(len(remaining) / settings.examples_per_step)
 
-    def build(optimizers: tuple[torch.optim.Optimizer, LambdaLR]) -> OrderedTrainer:
+    def build(optimizers: tuple[torch.optim.Optimizer, LambdaLR]) -> _OrderedSftTrainer:
         trainer = _OrderedSftTrainer(
             model=backbone.model,
             args=SFTConfig(**settings.arguments(backbone.device, steps), completion_only_loss=True),
@@ -59,10 +60,42 @@ def train_with_trl(
             processing_class=backbone.tokenizer,
             optimizers=optimizers,
         )
-        trainer.use_order(remaining)
+        ranks = settings.ranks
+        if ranks.is_alone:
+            trainer.use_order(remaining)
+        else:
+            own, weights = share_of_steps(examples, remaining, ranks, examples_per_step=settings.examples_per_step)
+            trainer.use_order(own)
+            trainer.share = ShareOfSteps(ranks, weights)
         return trainer
 
     train_in_order(backbone, build, optimizer=optimizer, schedule=schedule, first_step=first_step, on_step=on_step)
+
+
+def share_of_steps(
+    examples: Sequence[Example], order: Sequence[int], ranks: Ranks, *, examples_per_step: int
+) -> tuple[list[int], list[float]]:
+    """What one rank trains on, and how much of the learned tokens of each step that is.
+
+    Args:
+        examples: Demonstrations.
+        order: Index into them, from the first step that is left.
+        ranks: This rank among those that divide each step; they take turns along the order, which goes by length.
+        examples_per_step: Examples of one step on all ranks.
+
+    Returns:
+        Indices into `examples`, step after step, and a share in [0, 1] for each step. A rank for which a last, short
+        step leaves nothing gets that step's first example with share 0, because all ranks take every step.
+    """
+    own: list[int] = []
+    shares: list[float] = []
+    for start in range(0, len(order), examples_per_step):
+        step = order[start : start + examples_per_step]
+        mine = step[ranks.index :: ranks.count]
+        learned, of_all = (sum(int(examples[index].loss_mask.sum()) for index in part) for part in (mine, step))
+        own += mine or step[:1]
+        shares.append(learned / of_all)
+    return own, shares
 
 
 class _OrderedSftTrainer(OrderedTrainer, SFTTrainer):

@@ -23,7 +23,7 @@ class TunedPolicy:
         config: The run's configuration; model, optimizer and checkpoint are read.
         backbone: The model.
         adapter: What of it trains; None is the model itself.
-        folder: Where checkpoints and models go.
+        folder: Where checkpoints and models go; None on ranks that leave that to the first.
         total_steps: Last step of the run.
 
     Attributes:
@@ -38,7 +38,7 @@ class TunedPolicy:
         config: SftConfig | DpoConfig,
         backbone: Backbone,
         adapter: str | None,
-        folder: RunFolder,
+        folder: RunFolder | None,
         total_steps: int,
     ) -> None:
         self._metadata = {"stage": stage, "started_from": config.model.path}
@@ -71,6 +71,8 @@ class TunedPolicy:
 
     def save_model(self, folder: str = "model") -> None:
         """Writes run_dir/<folder>: the adapter where one was trained, else the whole model."""
+        if self._folder is None:
+            return
         target, backbone = self._folder.path / folder, self._backbone
         if self._adapter is None:
             save_model(target, backbone.model, backbone.tokenizer, self._metadata)

@@ -1,6 +1,7 @@
 """Supervised fine-tuning end to end on a tiny model: what is learned, determinism, resuming, adapters, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from policies.loading import Backbone, load_backbone
 from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
 from rlhf.optimization import NonFiniteLossError
+from rlhf.runtime.distributed import Ranks
 from rlhf.runtime.metrics import JsonlSink
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.trainers import sft
 from rlhf.trainers.sft import example_order, run
-from rlhf.trainers.trl_sft import train_with_trl
+from rlhf.trainers.trl_sft import share_of_steps, train_with_trl
+from tests import rank_tasks
+from tests.rank_processes import RankProcesses
 
 ROWS = [
     {"prompt": f"where is the {animal}?", "completion": f" the {animal} is {place}" + " now" * (index % 3)}
@@ -252,3 +256,51 @@ def test_the_adapter_of_the_best_step_stays_beside_the_last(configure: Any) -> N
     kept, last = load_file(folder / "best" / file), load_file(folder / "model" / file)
     assert all(torch.equal(kept[name], saved[f"policy.{name}"]) for name in kept)
     assert any(not torch.equal(kept[name], last[name]) for name in kept)
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------------
+
+
+def example(learned: int) -> Example:
+    return Example(np.arange(learned + 2, dtype=np.int32), np.array([False, False] + [True] * learned))
+
+
+def test_ranks_take_turns_along_a_step_and_weigh_what_they_learned() -> None:
+    examples = [example(learned) for learned in (1, 2, 4, 3, 6)]
+    order = [0, 1, 3, 2, 4]  # One step of four, and one with an example for the first rank only.
+
+    assert share_of_steps(examples, order, Ranks(0, 2), examples_per_step=4) == ([0, 3, 4], [0.4, 1.0])
+    assert share_of_steps(examples, order, Ranks(1, 2), examples_per_step=4) == ([1, 2, 4], [0.6, 0.0])
+
+
+def test_micro_batches_must_fill_the_step_of_each_rank(configure: Any) -> None:
+    message = r"micro_batch_examples=4 must divide examples_per_step=4 / ranks.workers=2"
+    with pytest.raises(ValueError, match=message):
+        configure(ranks={"workers": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", [{"kind": "full"}, LORA], ids=["full", "lora"])
+def test_two_ranks_train_the_model_of_one_and_resume_it(configure: Any, tuning: dict[str, Any]) -> None:
+    # With a small epsilon Adam turns a gradient that is nothing but rounding into a whole step.
+    changes = {"tuning": tuning, "optimizer": {"learning_rate": 1e-2, "epsilon": 1.0}, "micro_batch_examples": 2}
+    one, two = configure("one", **changes), configure("two", **changes)
+    run(one, resume=False)
+    ranks = RankProcesses(2)
+    try:
+        ranks.run(rank_tasks.finetune, two.model_dump(mode="json"), resume=False)
+        for key in ("loss/train", "eval/loss", "policy/grad_norm", "progress/tokens"):
+            assert column(two, key) == pytest.approx(column(one, key), rel=1e-4)
+        trained, expected = (final_weights(config) for config in (two, one))
+        assert all(torch.allclose(trained[name], expected[name], atol=1e-5) for name in expected)
+        shutil.rmtree(Path(two.run_dir) / "checkpoints" / "step-00000006")
+        ranks.run(rank_tasks.finetune, two.model_dump(mode="json"), resume=True)
+        resumed = final_weights(two)
+        assert all(torch.equal(resumed[name], trained[name]) for name in trained)
+    finally:
+        ranks.close()
+
+
+def final_weights(config: SftConfig) -> dict[str, torch.Tensor]:
+    (file,) = (Path(config.run_dir) / "model").glob("*model.safetensors")
+    return load_file(file)
