@@ -8,11 +8,11 @@ Every prompt and response is taken at its longest, so data that is shorter needs
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
-from policies.config import FullTuning, LoraTuning, ModelConfig
+from policies.config import FullTuning, LoraTuning, ModelConfig, Quantization
 from policies.model_shape import ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
 from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
@@ -29,7 +29,9 @@ from rlhf.memory_terms import (
     optimizer_bytes,
     packed_elements,
     sampler_bytes,
+    weight_bytes,
 )
+from rlhf.runtime.config import LearnerResources, SplitPlacement
 from rlhf.runtime.placement import RoleName
 from rollout.config import CompiledEngineConfig, HfEngineConfig, VllmEngineConfig
 
@@ -98,13 +100,13 @@ class StepSizes:
     scoring_rows: int
 
     @classmethod
-    def of(cls, config: PpoConfig, context_tokens: int) -> "StepSizes":
-        """The sizes that a configuration asks for, on a model with so much context."""
+    def of(cls, config: PpoConfig, context_tokens: int, *, ranks: int = 1) -> "StepSizes":
+        """The sizes that a configuration asks for, on a model with so much context, divided among ranks."""
         rollout = config.rollout
         response = rollout.sampling.max_response_tokens
         prompt = max(1, min(rollout.max_prompt_tokens, context_tokens - response))
         samples = rollout.prompts_per_step * rollout.responses_per_prompt
-        minibatch = ceil(samples / config.algorithm.minibatches)
+        minibatch = ceil(ceil(samples / config.algorithm.minibatches) / ranks)
         fitting = max(1, config.micro_batch_tokens // (prompt + response))
         return cls(samples, prompt + response, response, minibatch, min(fitting, minibatch), min(fitting, samples))
 
@@ -126,6 +128,7 @@ class Models:
         critic_adapter: Weights of the critic's adapter; 0 for other critics.
         adapted: Weights that the adapter is merged into.
         rewards: Bytes of the reward models, by whether they share the base.
+        quantization: How the base's linear layers are held.
     """
 
     base: ModelShape
@@ -135,6 +138,30 @@ class Models:
     critic_adapter: int
     adapted: int
     rewards: Terms
+    quantization: Quantization = "none"
+
+    @property
+    def base_bytes(self) -> int:
+        """The base in memory."""
+        return weight_bytes(self.base, self.bytes_per_weight, self.quantization)
+
+    @property
+    def widest_linear(self) -> int:
+        """Bytes of the largest linear layer as numbers, which a product with its codes needs for a moment."""
+        if self.quantization == "none":
+            return 0
+        return max(linear.elements for linear in self.base.linears) * self.bytes_per_weight
+
+    def cut(self, ranks: int) -> "Models":
+        """What each rank holds where decoder layers are cut over several (`policies.sharding`)."""
+        layers = sum(linear.elements for linear in self.base.linears)
+        held = self.base.parameters - layers + ceil(layers / ranks)
+        return replace(self, base=replace(self.base, parameters=held))
+
+    @property
+    def layer_bytes(self) -> int:
+        """One decoder layer, whole."""
+        return sum(linear.elements for linear in self.base.linears) // self.base.layers * self.bytes_per_weight
 
 
 def models_of(config: PpoConfig) -> Models:
@@ -155,6 +182,7 @@ def models_of(config: PpoConfig) -> Models:
         critic_adapter=adapter_elements(base, tuning) if config.critic_kind == "adapter" else 0,
         adapted=sum(linear.elements for linear in base.linears if is_adapted(linear.name, tuning)),
         rewards=_reward_models(config, source.base),
+        quantization=config.model.quantization,
     )
 
 
@@ -162,13 +190,17 @@ def actor_memory(
     name: str, roles: tuple[RoleName, ...], device: Device, config: PpoConfig, models: Models
 ) -> ActorMemory:
     """The memory of a process that hosts some of the roles."""
-    step = StepSizes.of(config, models.base.context_tokens)
+    learner = config.placement.learner if isinstance(config.placement, SplitPlacement) else LearnerResources()
+    is_cut = "learner" in roles and learner.sharding == "full"
+    if is_cut:
+        models = models.cut(learner.workers)
+    step = StepSizes.of(config, models.base.context_tokens, ranks=learner.workers if "learner" in roles else 1)
     # vLLM has a model of its own, whose memory its configuration bounds.
     own_engine = isinstance(config.rollout.engine, VllmEngineConfig)
     on_backbone = [role for role in roles if role != "reward" and not (role == "rollout" and own_engine)]
     resident: Terms = {}
     if on_backbone:
-        resident["base weights"] = models.base.parameters * models.bytes_per_weight
+        resident["base weights"] = models.base_bytes
         resident["adapters"] = FLOAT32 * (models.policy_adapter + models.reference_adapter)
     phases: dict[str, Terms] = {}
     if "rollout" in on_backbone:
@@ -181,6 +213,9 @@ def actor_memory(
     if "learner" in roles:
         resident = _added(resident, learner_terms(config, models, trains_beside_reference="reference" in roles))
         phases["update"] = update_terms(config, models, step, device)
+        if is_cut:
+            # The layer of the pass, and the one that is fetched while it computes.
+            phases = {phase: terms | {"whole layers": 2 * models.layer_bytes} for phase, terms in phases.items()}
         if device == "cuda":
             host["checkpoint"] = state_bytes(config, models)
     return ActorMemory(name, roles, device, {k: v for k, v in resident.items() if v}, phases, host)
@@ -200,7 +235,7 @@ def trained_elements(config: PpoConfig, models: Models) -> tuple[int, int]:
 
 def learner_terms(config: PpoConfig, models: Models, *, trains_beside_reference: bool) -> Terms:
     """Copies of the model, the critic's adapter and the optimizers' state."""
-    weights, is_full = models.base.parameters * models.bytes_per_weight, isinstance(config.model.tuning, FullTuning)
+    weights, is_full = models.base_bytes, isinstance(config.model.tuning, FullTuning)
     policy, critic = trained_elements(config, models)
     return {
         "adapters": FLOAT32 * models.critic_adapter,
@@ -229,18 +264,18 @@ def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: De
     assert isinstance(engine, CompiledEngineConfig | HfEngineConfig), "vLLM's memory is not ours to plan"
     slots = engine.slots if isinstance(engine, CompiledEngineConfig) else engine.batch_size_responses
     slots = min(slots, step.samples, config.rollout.responses_per_call)
-    is_merged = engine.merge_adapter and b == FLOAT32
+    is_merged = engine.merge_adapter and b == FLOAT32 and models.quantization == "none"
     terms = {"merged weights": models.adapted * b if is_merged else 0, "packed weights": 0}
     width, prefill = step.sequence_tokens, 0
     if isinstance(engine, CompiledEngineConfig):
         if device == "cpu":
-            terms["packed weights"] = packed_elements(base) * b
+            terms["packed weights"] = packed_elements(base, models.quantization) * b
         width += _SPARE_COLUMNS
         prompts = config.rollout.prompts_per_step * (step.sequence_tokens - step.response_tokens)
         prefill = min(engine.prefill_tokens, prompts)
     terms["keys and values"] = cache_bytes(base, slots * width + prefill, b)
     terms["logits"] = sampler_bytes(slots, base.vocabulary, b)
-    return terms
+    return terms | _dequantized(models)
 
 
 def scoring_terms(models: Models, step: StepSizes) -> Terms:
@@ -250,7 +285,7 @@ def scoring_terms(models: Models, step: StepSizes) -> Terms:
     chunk = min(max(2**23 // shape.vocabulary, 512), LOGITS_PER_CHUNK // shape.vocabulary)
     logits = 2 * min(chunk, step.scoring_rows * step.response_tokens) * shape.vocabulary * FLOAT32
     # One after the other.
-    return {"activations or logits": max(tokens * widest * models.bytes_per_weight, logits)}
+    return {"activations or logits": max(tokens * widest * models.bytes_per_weight, logits)} | _dequantized(models)
 
 
 def update_terms(config: PpoConfig, models: Models, step: StepSizes, device: Device) -> Terms:
@@ -273,7 +308,11 @@ def update_terms(config: PpoConfig, models: Models, step: StepSizes, device: Dev
         "activations": kept,
         # The logits are gone when the gradients reach the last layer.
         "logits or last layer": max(logits, backward_bytes(shape, tokens, b)),
-    }
+    } | _dequantized(models)
+
+
+def _dequantized(models: Models) -> Terms:
+    return {} if models.quantization == "none" else {"dequantized layer": models.widest_linear}
 
 
 def gradient_bytes(config: PpoConfig, models: Models, *, accumulates: bool) -> int:

@@ -4,7 +4,9 @@ Owns one function a term; it knows no configuration but that of adapters. Result
 elements. Symbols: r rank of an adapter, D hidden size, I width of the MLP, V vocabulary.
 """
 
-from policies.config import LoraTuning, Tuning
+from math import ceil
+
+from policies.config import LoraTuning, Quantization, Tuning
 from policies.model_shape import ModelShape
 
 FLOAT32 = 4
@@ -14,11 +16,22 @@ LOGITS_PER_CHUNK = 2**27
 _MOMENTS = 2 * FLOAT32
 _MASTER_RESIDUAL = 2
 _PACKED_FROM_ELEMENTS = 2**17
+_BITS = {"int8": 8, "nf4": 4}
+_QUANTIZED_BLOCK = 64
 
 
 def is_adapted(name: str, tuning: Tuning) -> bool:
     """Whether a linear layer of this name gets an adapter."""
     return isinstance(tuning, LoraTuning) and (tuning.target_modules == "all-linear" or name in tuning.target_modules)
+
+
+def weight_bytes(shape: ModelShape, bytes_per_weight: int, quantization: Quantization) -> int:
+    """The model itself; of quantized linear layers the codes, and a float32 scale for 64 of them."""
+    if quantization == "none":
+        return shape.parameters * bytes_per_weight
+    quantized = sum(linear.elements for linear in shape.linears)
+    codes = quantized * _BITS[quantization] // 8 + FLOAT32 * ceil(quantized / _QUANTIZED_BLOCK)
+    return (shape.parameters - quantized) * bytes_per_weight + codes
 
 
 def adapter_elements(shape: ModelShape, tuning: Tuning) -> int:
@@ -35,10 +48,13 @@ def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
     return elements * (_MOMENTS + (_MASTER_RESIDUAL if bytes_per_weight < FLOAT32 else 0))
 
 
-def packed_elements(shape: ModelShape) -> int:
-    """Weights of the linear layers that are laid out anew for decoding on a CPU, the output layer among them."""
+def packed_elements(shape: ModelShape, quantization: Quantization) -> int:
+    """Weights of the linear layers that are laid out anew for decoding on a CPU, the output layer among them.
+
+    Quantized layers are left as they are.
+    """
     output = shape.vocabulary * shape.hidden
-    sizes = [*(linear.elements for linear in shape.linears), output]
+    sizes = [*(linear.elements for linear in shape.linears if quantization == "none"), output]
     return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
 
 

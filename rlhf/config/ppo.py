@@ -164,6 +164,16 @@ class PpoConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _quantized_layers_stay_whole(self) -> "PpoConfig":
+        is_cut = isinstance(self.placement, SplitPlacement) and self.placement.learner.sharding == "full"
+        if is_cut and self.model.quantization != "none":
+            raise ValueError(
+                f"placement.learner.sharding=full with model.quantization={self.model.quantization}: what is held in 8 "
+                "or 4 bits cannot be cut over ranks; set sharding=none, or quantization=none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _running_ahead_is_possible_and_corrected(self) -> "PpoConfig":
         age = self.rollout.max_policy_age
         if age and self.algorithm.importance_cap is None:

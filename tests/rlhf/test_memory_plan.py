@@ -1,5 +1,6 @@
 """The terms of the memory plan, worked by hand on a small and uneven shape."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def test_an_adapter_is_rank_times_both_widths_of_every_adapted_layer() -> None:
     assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3)) == 2 * 3 * 58
     assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3, target_modules=("q_proj", "up_proj"))) == 2 * 3 * 18
     assert memory_terms.adapter_elements(SHAPE, FullTuning()) == 0
+
+
+def test_quantized_layers_are_codes_and_a_scale_for_every_64_of_them() -> None:
+    # 60 of 300 weights are embedding and norms; 240 codes need 4 scales.
+    assert memory_terms.weight_bytes(SHAPE, 2, "none") == 600
+    assert memory_terms.weight_bytes(SHAPE, 2, "int8") == 120 + 240 + 16
+    assert memory_terms.weight_bytes(SHAPE, 4, "nf4") == 240 + 120 + 16
 
 
 def test_the_optimizer_has_two_float32_moments_and_the_rest_of_a_bfloat16_weights_master() -> None:
@@ -148,6 +156,35 @@ def test_without_a_critic_nothing_of_one_is_planned(tmp_path: Path) -> None:
     resident = actor_memory("driver", ALL_ROLES, "cuda", config, models).resident
     assert resident == {"base weights": 600, "reference copy": 600, "optimizer": 300 * 10}
     assert memory_plan.gradient_bytes(config, models, accumulates=False) == 0
+
+
+def test_a_quantized_base_is_neither_merged_nor_packed_and_one_layer_at_a_time_is_numbers(tmp_path: Path) -> None:
+    config = ppo_config(tmp_path, "model")
+    memory = actor_memory("driver", ALL_ROLES, "cpu", config, replace(LORA, quantization="int8"))
+    assert memory.resident["base weights"] == 240 + 240 + 16
+    assert {terms["dequantized layer"] for terms in memory.phases.values()} == {24 * 4}
+    assert memory.phases["rollout"]["merged weights"] == 0
+
+
+def split(**learner: Any) -> dict[str, Any]:
+    return {"placement": {"kind": "split", "learner": learner}}
+
+
+def test_ranks_divide_a_minibatch_and_with_sharding_the_layers(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": {"tuning": {"kind": "full"}}, "critic": {"kind": "head"}}
+    models = Models(SHAPE, 4, 0, 0, 0, 0, {})
+
+    def learner(**changes: Any) -> memory_plan.ActorMemory:
+        return actor_memory(
+            "learner", ("learner",), "cpu", ppo_config(tmp_path, "model", **settings, **changes), models
+        )
+
+    alone, two, cut = learner(), learner(**split(workers=2)), learner(**split(workers=2, sharding="full"))
+    assert two.resident == alone.resident == {"base weights": 1200, "optimizer": 2400}
+    assert two.phases["update"]["activations"] == alone.phases["update"]["activations"] // 2
+    # 60 weights stay whole, and of 240 each rank has 120; a layer of 120 computes while the next one comes.
+    assert cut.resident == {"base weights": 720, "optimizer": 1440}
+    assert cut.phases["update"]["whole layers"] == 2 * 120 * 4
 
 
 def test_a_checkpoint_passes_through_main_memory_beside_a_gpu(tmp_path: Path) -> None:
