@@ -30,7 +30,7 @@ from policies.config import AdapterTuning, LoraTuning, PromptTuning
 from policies.injected_layers import InjectedLayers, merge_layers
 from policies.peft_configs import SUPPORTED, peft_config
 from policies.quantization import dequantize_linears
-from policies.tuners import BitFitConfig, OutputLayerConfig
+from policies.tuners.methods import BitFitConfig, OutputLayerConfig
 from policies.virtual_prefix import BodyPrefix
 from policies.virtual_tokens import VirtualTokens
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, cast_adapter_dtype
@@ -46,12 +46,13 @@ class InjectedLayers:
         Raises:
             ValueError: the model carries another method, or no module fits.
         """
-        kind = str(config.peft_type.value)
+        method = PeftType(cast(str, config.peft_type))
+        kind = str(method.value)
         self._require_same_kind(name, kind)
         trains = {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
         try:
             if self._tuner is None:
-                self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](self._model, {name: config}, name)
+                self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[method](self._model, {name: config}, name)
             else:
                 self._tuner.peft_config[name] = config
                 self._tuner.inject_adapter(self._model, name)

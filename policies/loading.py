@@ -399,8 +399,8 @@ def _require_same_method(backbone: Backbone, tuning: AdapterTuning) -> None:
     found, wanted = backbone.adapters.kind(POLICY_ADAPTER), peft_type_of(tuning)
     if found != wanted:
         raise ValueError(
-            f"model.tuning.kind={tuning.kind}: model.path holds an adapter of PEFT's type {found}, not {wanted}; set the "
-            "kind that it was trained with, or `rlhf export` it first"
+            f"model.tuning.kind={tuning.kind}: model.path holds an adapter of PEFT's type {found}, not {wanted}; set "
+            "the kind that it was trained with, or `rlhf export` it first"
         )
 
 

@@ -39,7 +39,7 @@ from policies.config import (
     PTuningV2,
 )
 from policies.injected_layers import base_modules, in_layers, matching_paths
-from policies.tuners import BitFitConfig, BottleneckConfig, MixAndMatchConfig, OutputLayerConfig
+from policies.tuners.methods import BitFitConfig, BottleneckConfig, MixAndMatchConfig, OutputLayerConfig
 from policies.virtual_prefix import require_prefix_support
 
 _ATTENTION_OUTPUTS = (

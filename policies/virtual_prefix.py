@@ -62,10 +62,12 @@ class BodyPrefix:
         """Keys and values of the virtual tokens that are in force; None without any."""
         return next((states for source in self._sources if (states := source()) is not None), None)
 
-    def fill(self, cache: Cache, rows: int) -> None:
-        """Writes the virtual tokens that are in force into an empty cache of so many rows."""
-        for layer, (keys, values) in enumerate(self.states() or ()):
+    def fill(self, cache: Cache, rows: int) -> int:
+        """Writes the virtual tokens that are in force into an empty cache of so many rows; returns their number."""
+        states = self.states() or ()
+        for layer, (keys, values) in enumerate(states):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        return states[0][0].shape[2] if states else 0
 
     def _prepend(
         self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -76,15 +78,12 @@ class BodyPrefix:
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length():
             return None
-        states = self.states()
-        if states is None:
-            return None
         inputs = kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
-        virtual = states[0][0].shape[2]
         cache = DynamicCache() if cache is None else cache
-        for layer, (keys, values) in enumerate(states):
-            cache.update(*(part.expand(len(inputs), -1, -1, -1) for part in (keys, values)), layer)
-        changed = {"past_key_values": cache}
+        virtual = self.fill(cache, len(inputs))
+        if not virtual:
+            return None
+        changed: dict[str, Any] = {"past_key_values": cache}
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is not None:
             changed["attention_mask"] = torch.cat([mask.new_ones(len(mask), virtual), mask], dim=1)
@@ -112,5 +111,6 @@ def require_prefix_support(model: PreTrainedModel, kind: str, virtual_tokens: in
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and virtual_tokens >= limit:
         raise ValueError(
-            f"model.tuning.virtual_tokens={virtual_tokens} leave nothing of the model's context of {limit} tokens; lower it"
+            f"model.tuning.virtual_tokens={virtual_tokens} leave nothing of the model's context of {limit} tokens; "
+            "lower it"
         )

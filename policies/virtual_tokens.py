@@ -6,7 +6,7 @@ tokens themselves. How they enter a pass is `policies.virtual_prefix`.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftType, PrefixTuningConfig
@@ -67,14 +67,15 @@ class VirtualTokens:
         Raises:
             ValueError: the architecture cannot have virtual tokens.
         """
-        require_prefix_support(self._model, str(config.peft_type.value).lower(), config.num_virtual_tokens)
+        method = PeftType(cast(str, config.peft_type))
+        require_prefix_support(self._model, str(method.value).lower(), config.num_virtual_tokens)
         config.num_transformer_submodules = 1
         _prepare_prompt_learning_config(config, self._model.config)
-        make = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+        make: Any = PEFT_TYPE_TO_TUNER_MAPPING[method]
         words = cast(nn.Embedding, self._model.get_input_embeddings())
-        takes_words = config.peft_type == PeftType.PROMPT_TUNING
+        takes_words = method == PeftType.PROMPT_TUNING
         module = make(config, words) if takes_words else make(config)
-        has_network = config.peft_type == PeftType.P_TUNING or getattr(config, "prefix_projection", False)
+        has_network = method == PeftType.P_TUNING or getattr(config, "prefix_projection", False)
         if initial_ids is not None:
             module.embedding.weight.data = _embeddings_of(initial_ids, words, config.num_virtual_tokens)
         module = module.to(self._model.device, torch.float32).requires_grad_(requires_grad=False)

@@ -205,7 +205,7 @@ class RewardModel:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the body's weights as they are now (`policies.base_identity.base_fingerprint`); reads all of them."""
+        """Identity of the body's weights as they are now (`policies.base_identity`); reads all of them."""
         return base_fingerprint(self._classifier)
 
     def trainable(self) -> list[tuple[str, Parameter]]:

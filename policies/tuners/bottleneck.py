@@ -1,6 +1,7 @@
 """Bottleneck adapters: small networks behind a sub-layer (serial) or beside it (parallel).
 
-Owns their layer and its registration as the PEFT method `bottleneck`. Which modules are adapted is `policies.peft_configs`'.
+Owns their layer and its registration as the PEFT method `bottleneck`. Which modules are adapted is the business of
+`policies.peft_configs`.
 """
 
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class BottleneckLayer(OwnTunerLayer):
             output = output + (self.scaling[name] * added).to(output.dtype)
         return output
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:  # noqa: FBT001, FBT002
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
         """Always refused: between `down` and `up` stands a function that no weight can hold."""
         raise ValueError("a bottleneck adapter is not linear, so it cannot be merged; keep its folder beside the base")
 

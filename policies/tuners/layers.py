@@ -55,7 +55,7 @@ class OwnTunerLayer(nn.Module, BaseTunerLayer):
 class OwnTuner(BaseTuner):
     """Injects layers of `tuner_layer_cls` into the modules that a configuration names."""
 
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - an instance variable of PEFT's base class
 
     def _create_and_replace(
         self,

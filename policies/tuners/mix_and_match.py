@@ -1,8 +1,8 @@
 """Mix-and-match: a short prefix in attention and parallel adapters beside feed-forward (He et al. 2022, section 4.6).
 
 Owns the combination, registered as the PEFT method `mix_and_match`. The prefix of a decoder layer lies on the layer of
-its feed-forward adapter; how a prefix enters a model is `policies.virtual_prefix`'s. Keys and values of the prefix train
-themselves, without the network of Li and Liang (2021).
+its feed-forward adapter; how a prefix enters a model is `policies.virtual_prefix`'s. Keys and values of the prefix
+train themselves, without the network of Li and Liang (2021).
 """
 
 from dataclasses import dataclass, field

@@ -52,7 +52,7 @@ class OutputLayer(OwnTunerLayer):
         return self.output_layer_weight[names[-1]] if names else cast(Tensor, self.get_base_layer().weight)
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride] - PEFT's is None at times, too
         """(V,) bias that is in use now; None where the layer has none."""
         names = self.active_among(self.output_layer_bias)
         return self.output_layer_bias[names[-1]] if names else cast(Tensor | None, self.get_base_layer().bias)

@@ -100,7 +100,9 @@ class PpoConfig(StageConfig):
             return "none"
         if self.critic.kind != "auto":
             return self.critic.kind
-        return {"full": "model", "head": "head"}.get(self.model.tuning.kind, "adapter")
+        if isinstance(self.model.tuning, FullTuning):
+            return "model"
+        return "head" if isinstance(self.model.tuning, HeadTuning) else "adapter"
 
     @model_validator(mode="after")
     def _critic_fits_the_tuning(self) -> "PpoConfig":

@@ -220,7 +220,8 @@ def require_context(max_tokens: int, backbone: Backbone) -> None:
         virtual = backbone.most_virtual_tokens
         left = f" that model.tuning's {virtual} virtual tokens leave" if virtual else ""
         raise ValueError(
-            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens{left}; lower it"
+            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens{left}; "
+            "lower it"
         )
 
 
