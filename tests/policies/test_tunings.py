@@ -33,7 +33,16 @@ from tests.tunings import INJECTED, TUNINGS, VIRTUAL
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 ALL = sorted(TUNINGS)
-BASES = ("llama", "gpt2")
+BASES = ("llama", pytest.param("gpt2", marks=pytest.mark.slow))
+"""Llama has grouped heads and no biases; GPT-2 has biases, learned positions and transposed weights."""
+ENGINES = {"hf": HfEngineConfig(), "compiled": CompiledEngineConfig(slots=2)}
+BY_ENGINE = [
+    pytest.param(
+        name, engine, marks=() if name in ("ia3", "houlsby", "prefix", "prompt", "mix_and_match") else pytest.mark.slow
+    )
+    for name in ALL
+    for engine in ENGINES
+]
 MERGEABLE = ("lora", "rslora", "dora", "pissa", "ia3", "bitfit", "head")
 
 # Llama: D 32, intermediate 48, 2 layers, 4 heads of 8, 2 key-value heads, V 300, tied where the folder says so.
@@ -168,15 +177,16 @@ def test_a_copy_and_a_saved_copy_go_on_training_as_the_original_does(name: str, 
     assert (adapters.state("loaded").keys() == adapters.state("policy").keys()) == keeps_encoder
 
 
-@pytest.mark.parametrize("engine", [HfEngineConfig(), CompiledEngineConfig(slots=2)], ids=["hf", "compiled"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "engine"), BY_ENGINE)
 def test_an_engine_reports_the_log_probs_of_the_learners_pass_for_ragged_prompts(
-    name: str, engine: HfEngineConfig | CompiledEngineConfig, tiny_llama_folder: Path
+    name: str, engine: str, tiny_llama_folder: Path
 ):
     backbone = load_backbone(ModelConfig(path=str(tiny_llama_folder), device="cpu"))
     prepare_policy(backbone, TUNINGS[name], seed=0)
     randomize(backbone.adapters, "policy", seed=1)
-    generator = build_generator(backbone, "policy", SamplingConfig(max_response_tokens=6, temperature=0.8), engine)
+    generator = build_generator(
+        backbone, "policy", SamplingConfig(max_response_tokens=6, temperature=0.8), ENGINES[engine]
+    )
     prompts = [prompt_of([5, 6, 7], "a"), prompt_of([9], "b"), prompt_of([4, 8, 11, 12, 13], "c")]
 
     done = generator.generate(prompts, [0, 0, 0], seed=0, step=0)

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
-from policies.config import ArchitectureConfig, ModelConfig, PTuningV2
-from policies.loading import load_backbone, prepare_policy, random_backbone
+from policies.config import ModelConfig, PTuningV2
+from policies.loading import load_backbone, prepare_policy
 from policies.sequences import pad_sequences
 from rlhf import generate
 from rlhf.config import ExportConfig, GenerateConfig, PpoConfig, RewardConfig, SftConfig
@@ -20,6 +19,7 @@ from rlhf.learner import Learner
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.trainers import sft
 from tests.tiny_ppo import (
+    PROMPTS,
     comparable,
     metrics_of,
     ppo_config,
@@ -40,43 +40,28 @@ def in_ppo(name: str) -> Any:
     return pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
 
 
-@pytest.fixture(scope="module")
-def base(tiny_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with room for the demonstrations of the embedded world."""
-    folder = tmp_path_factory.mktemp("base")
-    shape = ArchitectureConfig(hidden_size=32, layers=2, heads=4, key_value_heads=2, context_tokens=256)
-    random_backbone(shape, tiny_tokenizer, seed=0).model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_each_methods_configuration_file_trains_and_leaves_a_model_that_answers(
-    path: Path, base: Path, tmp_path: Path
+def test_each_methods_configuration_file_trains_and_leaves_a_model_that_loads(
+    path: Path, tiny_llama_folder: Path, tmp_path: Path
 ) -> None:
-    changes = ["data.train=quickstart/demonstrations[:24]", "data.eval=quickstart/demonstrations-eval[:2]", "epochs=2"]
-    changes += [
-        f"model.path={base}",
-        f"run_dir={tmp_path / 'run'}",
-        "examples_per_step=8",
-        "micro_batch_examples=8",
-        "max_tokens=240",
-    ]
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": text, "completion": " on the mat"} for text in PROMPTS[:4]])
+    changes = [f"data.train={rows}", f"data.eval={rows}", f"model.path={tiny_llama_folder}", "max_tokens=40"]
+    changes += [f"run_dir={tmp_path / 'run'}", "examples_per_step=4", "micro_batch_examples=4", "epochs=3"]
     config = load_config(SftConfig, path, changes)
     sft.run(config, resume=False)
 
-    losses = [float(str(row["loss/train"])) for row in RunFiles(config.run_dir).read_metrics()]
-    assert losses[-1] < losses[0]
+    first, *_, last = [float(str(row["loss/train"])) for row in RunFiles(config.run_dir).read_metrics()]
+    assert last < first
     again = load_backbone(ModelConfig(path=f"{config.run_dir}/model", device="cpu"))
     assert again.adapters.names == (() if config.model.tuning.kind == "full" else ("policy", "reference"))
 
 
-@pytest.mark.parametrize("name", ["ia3", "head", "pissa", *VIRTUAL])
-def test_the_first_loss_of_sft_is_that_of_our_own_pass(name: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["head", "prefix", "p_tuning_lstm", "mix_and_match"])
+def test_the_first_loss_of_sft_is_that_of_our_own_pass(name: str, tiny_llama_folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "where is the cat?", "completion": " on the mat"}, {"prompt": "who", "completion": " she sang"}]
-    model = {"path": str(base), "tuning": TUNINGS[name].model_dump(), "device": "cpu"}
+    model = {"path": str(tiny_llama_folder), "tuning": TUNINGS[name].model_dump(), "device": "cpu"}
     data = {"train": write_rows(tmp_path / "rows.jsonl", rows)}
-    settings = {"run_dir": str(tmp_path / "run"), "seed": 5, "model": model, "data": data, "max_tokens": 64}
+    settings = {"run_dir": str(tmp_path / "run"), "seed": 5, "model": model, "data": data, "max_tokens": 40}
     config = SftConfig.model_validate(settings | {"tracking": {"wandb": "off"}, "epochs": 1})
     inputs = sft.SftInputs(config)
     policy = CausalPolicy(inputs.backbone, adapter=inputs.adapter, temperature=1.0)
