@@ -1,13 +1,12 @@
-"""Named LoRA adapters on one base model: add, load, copy, switch, train, save, merge.
+"""Named adapters on one base model: add, load, copy, switch, train, save, merge.
 
-Owns everything that PEFT is asked for, and the rule that an adapter only meets the base it was trained on. The base
-model object itself carries the adapter layers, so callers go on using it; outside `AdapterSet.use` every adapter is
-off. It does not know what an adapter is for.
+Owns everything that is asked of an adapter, whichever method it is: layers that PEFT injects
+(`policies.injected_layers`) or virtual tokens (`policies.virtual_tokens`). The base model object itself carries them,
+so callers go on using it; outside `AdapterSet.use` every adapter is off. It does not know what an adapter is for.
 """
 
 import contextlib
 import copy
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,24 +14,27 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, TaskType
-from peft.tuners.lora import LoraLayer, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.config import PromptLearningConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
+from policies import pissa
+from policies.base_identity import about_base, base_difference, base_fingerprint, base_parameters, copy_exactly
 from policies.checkpoint import load_metadata, save_adapter
-from policies.config import LoraTuning
-from policies.lora_linear import use_fast_products
-from policies.quantization import dequantize_linears, quantization_of
-from policies.sharding import copy_whole_
+from policies.config import AdapterTuning, LoraTuning, PromptTuning
+from policies.injected_layers import InjectedLayers, merge_layers
+from policies.peft_configs import SUPPORTED, peft_config
+from policies.quantization import dequantize_linears
+from policies.tuners.methods import BitFitConfig, OutputLayerConfig
+from policies.virtual_prefix import BodyPrefix
+from policies.virtual_tokens import VirtualTokens
 
-_SAMPLES_PER_TENSOR = 4096
-_PEFT_PREFIX = "base_model.model."
+_PISSA_RANK = "pissa_rank"
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +44,19 @@ class AdapterSet:
 
     New adapters are off and frozen: `use` switches one on for a block, `trainable` lets gradients into its
     parameters. Neither touches the base or the other adapters.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer; needed by prompt tuning that starts from a text.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model = model
-        self._tuner: LoraModel | None = None
-        self._configs: dict[str, LoraConfig] = {}
-        self._layers: list[tuple[str, LoraLayer]] = []
-        self._parameters: dict[str, list[tuple[str, Parameter]]] = {}
+        self._tokenizer = tokenizer
+        self._configs: dict[str, PeftConfig] = {}
+        self._layers = InjectedLayers(model)
+        self._virtual = VirtualTokens(model)
+        self._starts: dict[str, str] = {}
         self._active: str | None = None
         self._merged: str | None = None
         self._kept_fingerprint: str | None = None
@@ -73,24 +80,32 @@ class AdapterSet:
         """The adapter that forward passes go through now; None when all are off."""
         return self._active
 
-    def add(self, name: str, tuning: LoraTuning, *, seed: int) -> None:
-        """Adds a new adapter: A random by `seed`, B zero, so its output equals the base's until it is trained.
+    def virtual_tokens(self, name: str | None) -> int:
+        """Virtual tokens that an adapter puts before every row; 0 for most methods, and for None."""
+        return 0 if name is None else getattr(self._configs[self._require(name)], "num_virtual_tokens", 0)
+
+    def kind(self, name: str) -> str:
+        """PEFT's name of an adapter's method, such as LORA."""
+        return str(cast(Any, self._configs[self._require(name)].peft_type).value)
+
+    def add(self, name: str, tuning: AdapterTuning, *, seed: int) -> None:
+        """Adds a new adapter, random by `seed`.
+
+        Its output equals the base's until it is trained, for all methods but those with virtual tokens, which move it
+        from the start.
 
         Raises:
-            ValueError: if the name is taken or no module has a name in `target_modules`.
+            ValueError: if the name is taken, the method does not fit the architecture, or another one is in place.
         """
-        targets = tuning.target_modules
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=tuning.rank,
-            lora_alpha=cast(int, tuning.alpha),  # Annotated int, but only ever divided by the rank.
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            lora_dropout=0.0,
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
-        )
+        self._require_free(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._inject(name, config)
+            config = peft_config(self.model, tuning)
+            is_pissa = isinstance(tuning, LoraTuning) and tuning.variant == "pissa"
+            self._create(name, config, initial_ids=self._initial_ids(tuning), has_start=is_pissa)
+            if is_pissa:
+                layers = [cast(LoraLayer, layer) for _, layer in self._layers.of(name)]
+                pissa.start_from_principal_components(layers, name, self._starts[name])
 
     def load(self, name: str, folder: str | Path) -> dict[str, Any]:
         """Loads an adapter that PEFT or `save` wrote.
@@ -102,17 +117,24 @@ class AdapterSet:
             Metadata of the folder; empty where PEFT alone wrote it.
 
         Raises:
-            ValueError: if the name is taken, it is no LoRA adapter, it was trained on another base, or its tensors do
-                not fit.
+            ValueError: if the name is taken, its method is none of ours, it was trained on another base, or its tensors
+                do not fit.
         """
+        self._require_free(name)
         config = PeftConfig.from_pretrained(str(folder))
-        if not isinstance(config, LoraConfig):
-            raise ValueError(f"adapter {str(folder)!r} is of type {config.peft_type}; only LORA is supported")
+        if not isinstance(config, SUPPORTED):
+            known = ", ".join(sorted(kind.__name__.removesuffix("Config") for kind in SUPPORTED))
+            raise ValueError(f"adapter {str(folder)!r} is of type {config.peft_type}; supported are {known}")
         metadata = load_metadata(folder)
         self._require_same_base(folder, metadata)
         tensors = _without_head(load_peft_weights(str(folder), device="cpu"), config, folder)
-        config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
-        self._inject(name, config)
+        config.task_type, cast(Any, config).modules_to_save = TaskType.CAUSAL_LM, None
+        # A prompt encoder is not in the folder, only what it has computed; PEFT says so by this flag.
+        config.inference_mode = isinstance(config, PromptLearningConfig)
+        has_start = isinstance(config, LoraConfig) and _PISSA_RANK in metadata
+        if has_start:
+            config, tensors = pissa.with_halved_rank(cast(LoraConfig, config)), pissa.parted(tensors)
+        self._create(name, config, has_start=has_start)
         self.load_state(name, tensors)
         return metadata
 
@@ -123,7 +145,8 @@ class AdapterSet:
             ValueError: if `source` is unknown or the name `target` is taken.
         """
         self._require(source)
-        self._inject(target, copy.deepcopy(self._configs[source]))
+        self._require_free(target)
+        self._create(target, copy.deepcopy(self._configs[source]), has_start=source in self._starts)
         self.load_state(target, self.state(source))
 
     @contextlib.contextmanager
@@ -146,14 +169,18 @@ class AdapterSet:
 
     @contextlib.contextmanager
     def merged(self, name: str | None) -> Iterator[None]:
-        """Like `use`, with the adapter added into the base weights: decoding then costs what the base alone costs.
+        """Like `use`, with a LoRA adapter added into the base weights: decoding then costs what the base alone costs.
 
         Merged copies take the place of the base weights and the originals return afterwards, so nothing drifts.
         Outputs equal those of `use` up to rounding; with a bfloat16 base the rounding is large, so keep to `use`
-        there. No gradients.
+        there. Other methods, and DoRA, are used as they are. No gradients.
         """
+        if name is not None and not self._is_sum(name):
+            with self.use(name), torch.no_grad():
+                yield
+            return
         with self.use(None), torch.no_grad():
-            originals = [] if name is None else self._merge_in_place(self._require(name))
+            originals = [] if name is None else self._layers.add_to_base(self._parts(name))
             self._merged = name
             try:
                 yield
@@ -164,7 +191,11 @@ class AdapterSet:
 
     def parameters(self, name: str) -> list[tuple[str, Parameter]]:
         """Parameters of one adapter under the names PEFT saves them by (free of the adapter's own name)."""
-        return list(self._parameters[self._require(name)])
+        self._require(name)
+        if name in self._virtual:
+            return self._virtual.parameters(name)
+        frozen = self._layers.parameters(self._starts[name]) if name in self._starts else []
+        return self._layers.parameters(name) + [(pissa.frozen_name(key), parameter) for key, parameter in frozen]
 
     def trainable(self, name: str) -> list[tuple[str, Parameter]]:
         """Lets gradients into one adapter; the base and other adapters stay as they are.
@@ -172,11 +203,12 @@ class AdapterSet:
         Raises:
             ValueError: if the name is unknown, or the base itself trains (it would change under the adapter).
         """
-        parameters = self.parameters(name)
+        self._require(name)
         if any(parameter.requires_grad for _, parameter in base_parameters(self.model)):
             raise ValueError(
                 f"adapter {name!r} cannot train on a base that trains, too; give it a frozen base of its own"
             )
+        parameters = self._virtual.parameters(name) if name in self._virtual else self._layers.parameters(name)
         for _, parameter in parameters:
             parameter.requires_grad = True
         return parameters
@@ -187,16 +219,15 @@ class AdapterSet:
             parameter.requires_grad = False
 
     def state(self, name: str) -> dict[str, Tensor]:
-        """Tensors of one adapter by PEFT's names; they share memory with the adapter."""
+        """Tensors of one adapter by the names of `parameters`; they share memory with the adapter."""
         return {key: parameter.detach() for key, parameter in self.parameters(name)}
 
     def scalings(self, name: str) -> dict[str, float]:
-        """Factor of B A in each layer that carries the adapter, by the layer's path; alpha / rank in plain LoRA.
+        """Factor of what the adapter adds in each layer, by the layer's path; alpha / rank in plain LoRA.
 
         It stands in no tensor, so whoever copies only tensors loses it.
         """
-        self._require(name)
-        return {path: float(layer.scaling[name]) for path, layer in self._layers if name in _adapters_of(layer)}
+        return {} if self._require(name) in self._virtual else self._layers.scalings(name)
 
     @torch.no_grad()
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -221,37 +252,46 @@ class AdapterSet:
 
     def write(self, name: str, folder: Path) -> dict[str, Any]:
         """Writes the adapter's two files into an existing folder; returns metadata about it. `save` does the rest."""
-        state = {key: tensor.cpu().contiguous() for key, tensor in self.state(name).items()}
-        config = copy.copy(self._configs[name])
+        state = self._virtual.saved(name) if name in self._virtual else self.state(name)
+        config, about = copy.deepcopy(self._configs[name]), about_base(self.model, self.fingerprint)
+        if name in self._starts:
+            about[_PISSA_RANK] = cast(LoraConfig, config).r
+            config, state = pissa.with_doubled_rank(cast(LoraConfig, config)), pissa.joined(state)
         config.inference_mode = True
         config.base_model_name_or_path = self.model.name_or_path or None
-        if not isinstance(config.target_modules, str):
-            config.target_modules = sorted(
-                config.target_modules or ()
-            )  # A set: its order would change the file's bytes.
+        for field in ("target_modules", "feedforward_modules"):
+            names = getattr(config, field, None)
+            if names is not None and not isinstance(names, str):
+                setattr(config, field, sorted(names))  # A set: its order would change the file's bytes.
         config.save_pretrained(str(folder))
-        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        return about_base(self.model, self.fingerprint)
+        tensors = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
+        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        return about
 
     def merged_model(self, name: str | None) -> PreTrainedModel:
-        """A plain float32 copy of the base with the adapter merged in, W + (alpha / rank) B A; None merges nothing."""
+        """A plain float32 copy of the base with the adapter merged in, W + (alpha / rank) B A; None merges nothing.
+
+        Raises:
+            ValueError: if no weights can hold what the adapter does.
+        """
         if name is not None:
-            self._require(name)
+            self._require_mergeable(name)
         model = copy.deepcopy(self.model).float()
         dequantize_linears(model, torch.float32)
-        for path, layer in _lora_layers(model):
-            if name is not None and name in _adapters_of(layer):
-                layer.merge(safe_merge=True, adapter_names=[name])
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        BodyPrefix.remove(model)
+        merge_layers(model, [] if name is None else self._parts(name))
+        if name is not None and isinstance(self._configs[name], OutputLayerConfig):
+            model.config.tie_word_embeddings = False
         return model
 
     def _require(self, name: str) -> str:
         if name not in self._configs:
             raise ValueError(f"no adapter {name!r}; there are {list(self._configs)}")
         return name
+
+    def _require_free(self, name: str) -> None:
+        if name in self._configs:
+            raise ValueError(f"adapter {name!r} exists already; choose another name")
 
     def _require_same_base(self, folder: str | Path, metadata: Mapping[str, Any]) -> None:
         if metadata.get("base_fingerprint") is None:
@@ -260,156 +300,71 @@ class AdapterSet:
         if difference := base_difference(self.model, metadata, fingerprint=self.fingerprint):
             raise ValueError(f"adapter {str(folder)!r} was trained on {difference}; load it on its own base")
 
-    def _inject(self, name: str, config: LoraConfig) -> None:
-        """Puts an adapter into the model's layers, off and frozen, without changing what else is active or trains."""
-        if name in self._configs:
-            raise ValueError(f"adapter {name!r} exists already; choose another name")
-        trains = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
-        try:
-            if self._tuner is None:
-                self._tuner = LoraModel(self.model, {name: config}, name)
-            else:
-                self._tuner.peft_config[name] = config
-                self._tuner.inject_adapter(self.model, name)
-        except ValueError as error:
+    def _require_mergeable(self, name: str) -> None:
+        config = self._configs[self._require(name)]
+        if self.virtual_tokens(name):
+            reason = "its virtual tokens stand before a text, and no weight can hold them"
+        elif self.kind(name) == "BOTTLENECK":
+            reason = "a function stands between its two layers, so no weight can hold it"
+        elif isinstance(config, BitFitConfig) and (missing := self._without_bias(name)):
+            reason = f"{missing} of {type(self.model).__name__} has no bias that its folder could hold"
+        else:
+            return
+        raise ValueError(f"adapter {name!r} ({self.kind(name)}) cannot be merged: {reason}; keep its folder as it is")
+
+    def _without_bias(self, name: str) -> str | None:
+        """The first module that carries the adapter and has no bias of its own."""
+        bare = (path for path, layer in self._layers.of(name) if layer.get_base_layer().bias is None)
+        return next(bare, None)
+
+    def _is_sum(self, name: str) -> bool:
+        config = self._configs[self._require(name)]
+        return isinstance(config, LoraConfig) and not config.use_dora
+
+    def _parts(self, name: str) -> list[str]:
+        return [name, self._starts[name]] if name in self._starts else [name]
+
+    def _initial_ids(self, tuning: AdapterTuning) -> list[int] | None:
+        if not isinstance(tuning, PromptTuning) or tuning.initial_text is None:
+            return None
+        assert self._tokenizer is not None, "prompt tuning that starts from a text needs the tokenizer"
+        ids = self._tokenizer(tuning.initial_text, add_special_tokens=False)["input_ids"]
+        if not ids:
             raise ValueError(
-                f"model.tuning.target_modules={config.target_modules!r}: {str(error).splitlines()[0]}"
-            ) from error
-        cast_adapter_dtype(self.model, name)  # To float32, whatever the precision of the base.
-        for parameter in self.model.parameters():
-            parameter.requires_grad = id(parameter) in trains
+                f"model.tuning.initial_text={tuning.initial_text!r} has no tokens; give a text that has some"
+            )
+        return cast(list[int], ids)
+
+    def _create(
+        self, name: str, config: PeftConfig, *, initial_ids: list[int] | None = None, has_start: bool = False
+    ) -> None:
+        """Builds an adapter, off and frozen, without changing what else is active or trains."""
+        if isinstance(config, PromptLearningConfig):
+            self._virtual.add(name, config, initial_ids=initial_ids)
+        else:
+            self._layers.inject(name, config)
+        if has_start:
+            self._starts[name] = f"{name}@{pissa.START}"
+            self._layers.inject(self._starts[name], copy.deepcopy(config))
         self._configs[name] = config
-        self._layers = _lora_layers(self.model)
-        for _, layer in self._layers:
-            use_fast_products(layer)
-        self._parameters[name] = [
-            entry for path, layer in self._layers for entry in _named_parameters(path, layer, name)
-        ]
         self._switch(self._active, force=True)
 
     def _switch(self, name: str | None, *, force: bool = False) -> None:
-        """Sets the two attributes that PEFT's LoRA layers read in their forward pass.
-
-        PEFT's own `set_adapter` and `disable_adapter` walk all modules and reset `requires_grad` on every switch: 10
-        to 40 ms, and trainable parameters would be frozen behind the caller's back. They write the same two
-        attributes (peft 0.21, `BaseTunerLayer.set_adapter` and `enable_adapters`); remove this when PEFT can switch
-        without touching gradients.
-        """
         if name == self._active and not force:
             return
-        # Past nn.Module.__setattr__, which looks for parameters and submodules first and costs more than the rest of
-        # the switch.
-        for _, layer in self._layers:
-            object.__setattr__(layer, "_disable_adapters", name is None)
-            if name is not None:
-                object.__setattr__(layer, "_active_adapter", [name])
+        is_virtual = name is not None and name in self._virtual
+        self._layers.switch([] if name is None or is_virtual else self._parts(name))
+        self._virtual.active = name if is_virtual else None
         self._active = name
 
-    def _merge_in_place(self, name: str) -> list[tuple[Parameter, Tensor]]:
-        originals: list[tuple[Parameter, Tensor]] = []
-        for _, layer in self._layers:
-            if name not in _adapters_of(layer):
-                continue
-            weight = cast(Parameter, layer.get_base_layer().weight)
-            delta = cast(Any, layer).get_delta_weight(name)
-            originals.append((weight, weight.data))
-            weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
-        return originals
 
-
-def base_parameters(module: nn.Module) -> Iterator[tuple[str, Parameter]]:
-    """Named parameters without those of adapters, under the names they have without adapters. Shared ones come once."""
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-    adapters = {
-        id(parameter)
-        for layer in layers
-        for name, parameter in layer.named_parameters()
-        if not name.startswith("base_layer.")
-    }
-    for name, parameter in module.named_parameters():
-        if id(parameter) not in adapters:
-            yield name.replace(".base_layer.", "."), parameter
-
-
-def base_fingerprint(model: PreTrainedModel) -> str:
-    """Identity of the weights an adapter was trained on, over names, shapes and up to 8192 values of every tensor.
-
-    Only the body counts, without output layer or score head, so that a policy and a reward model on the same body
-    agree. Values are cast to bfloat16 first: the precision a model is loaded in does not matter. Reads every tensor;
-    keep the result.
-    """
-    digest = hashlib.sha256()
-    # The codes of quantized layers count as they are, so that each format of a base is a base of its own.
-    for name, parameter in sorted(base_parameters(model.base_model), key=lambda entry: entry[0]):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        stride = max(1, parameter.numel() // _SAMPLES_PER_TENSOR)
-        sample = parameter.detach().reshape(-1)[::stride].to(torch.bfloat16)
-        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def about_base(model: PreTrainedModel, fingerprint: str | None = None) -> dict[str, Any]:
-    """What an adapter's metadata says of its base; its fingerprint is computed where it is not given."""
-    return {"base_fingerprint": fingerprint or base_fingerprint(model), "base_quantization": quantization_of(model)}
-
-
-def base_difference(
-    model: PreTrainedModel, metadata: Mapping[str, Any], *, fingerprint: str | None = None
-) -> str | None:
-    """How a base differs from the one that metadata of `about_base` speak of, as a piece of a sentence; None if not."""
-    recorded, format = metadata["base_fingerprint"], metadata.get("base_quantization", "none")
-    own, own_format = fingerprint or base_fingerprint(model), quantization_of(model)
-    if recorded == own:
-        return None
-    if format != own_format:
-        return (
-            f"a base with model.quantization={format}, but {model.name_or_path!r} is loaded with {own_format}: set "
-            f"model.quantization={format}"
-        )
-    return f"a base with fingerprint {recorded}, but {model.name_or_path!r} has {own}"
-
-
-def copy_exactly(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str) -> None:
-    """Copies tensors into parameters of the same names and shapes.
-
-    Raises:
-        ValueError: naming the first differences.
-    """
-    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
-    if missing or unknown:
-        raise ValueError(f"{what}: the tensors do not fit; missing {missing[:3]}, unknown {unknown[:3]}")
-    for name, parameter in parameters.items():
-        if parameter.shape != tensors[name].shape:
-            raise ValueError(
-                f"{what}: {name} has shape {tuple(tensors[name].shape)}; {tuple(parameter.shape)} is needed"
-            )
-    for name, parameter in parameters.items():
-        copy_whole_(parameter, tensors[name])
-
-
-def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
-    return [(path, layer) for path, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-
-
-def _adapters_of(layer: LoraLayer) -> set[str]:
-    return {*layer.lora_A, *layer.lora_embedding_A}
-
-
-def _named_parameters(path: str, layer: LoraLayer, adapter: str) -> Iterator[tuple[str, Parameter]]:
-    """`lora_A.<adapter>.weight` of the layer at `path`, as `base_model.model.<path>.lora_A.weight`."""
-    for name, parameter in cast(nn.Module, layer).named_parameters():
-        kind, _, rest = name.partition(".")
-        owner, _, leaf = rest.partition(".")
-        if kind in layer.adapter_layer_names and owner == adapter:
-            yield ".".join(part for part in (f"{_PEFT_PREFIX}{path}", kind, leaf) if part), parameter
-
-
-def _without_head(tensors: dict[str, Tensor], config: LoraConfig, folder: str | Path) -> dict[str, Tensor]:
-    if not config.modules_to_save:
+def _without_head(tensors: dict[str, Tensor], config: PeftConfig, folder: str | Path) -> dict[str, Tensor]:
+    modules = getattr(config, "modules_to_save", None)
+    if not modules:
         return tensors
-    if config.task_type != TaskType.SEQ_CLS:
+    if config.task_type != TaskType.SEQ_CLS or not isinstance(config, LoraConfig):
         raise ValueError(
-            f"adapter {str(folder)!r} also replaces whole modules (modules_to_save={config.modules_to_save}); "
+            f"adapter {str(folder)!r} also replaces whole modules (modules_to_save={modules}); "
             "merge it into its base first"
         )
     return {name: tensor for name, tensor in tensors.items() if ".lora_" in name}

@@ -26,16 +26,19 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.activation_checkpointing import checkpointed_layers, checkpointing
-from policies.adapters import AdapterSet, base_parameters, copy_exactly
-from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
+from policies.adapters import AdapterSet
+from policies.base_identity import base_parameters, copy_exactly
+from policies.config import AdapterTuning, ArchitectureConfig, FullTuning, ModelConfig, Tuning
 from policies.logprobs import response_states
 from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
+from policies.peft_configs import peft_type_of
 from policies.quantization import quantization_of, quantize_linears
 from policies.rms_norm import use_fast_norms
 from policies.sequences import SequenceBatch
 from policies.sharding import shard_layers
 from policies.sources import resolve_source, unreachable
 from policies.tokenization import load_tokenizer
+from policies.virtual_prefix import BodyPrefix
 
 POLICY_ADAPTER = "policy"
 REFERENCE_ADAPTER = "reference"
@@ -67,7 +70,7 @@ class Backbone:
         self.model = model.eval().requires_grad_(requires_grad=False)
         use_fast_norms(model)
         self.tokenizer = tokenizer
-        self.adapters = AdapterSet(model)
+        self.adapters = AdapterSet(model, tokenizer)
         self.device = model.device
         self._body = model.base_model
         accepted = inspect.signature(self._body.forward).parameters
@@ -91,9 +94,24 @@ class Backbone:
 
     @property
     def context_tokens(self) -> int:
-        """Longest sequence, prompt and response, in tokens."""
+        """Longest sequence, prompt and response, in tokens: what the virtual tokens of its adapters leave."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(limit or min(self.tokenizer.model_max_length, 2**31 - 1))
+        return int(limit or min(self.tokenizer.model_max_length, 2**31 - 1)) - self.most_virtual_tokens
+
+    @property
+    def most_virtual_tokens(self) -> int:
+        """Most virtual tokens that one of its adapters puts before every row; 0 for most methods."""
+        return max((self.adapters.virtual_tokens(name) for name in self.adapters.names), default=0)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens before every row under the adapter that is active now."""
+        return self.adapters.virtual_tokens(self.adapters.active)
+
+    def fill_virtual_tokens(self, cache: Cache, rows: int) -> None:
+        """Writes the active adapter's virtual tokens into an empty cache, for whoever counts its columns."""
+        if self.virtual_tokens:
+            BodyPrefix.of(self.model).fill(cache, rows)
 
     @property
     def pad_id(self) -> int:
@@ -107,7 +125,7 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the base weights (`policies.adapters.base_fingerprint`); reads all of them."""
+        """Identity of the base weights (`policies.base_identity.base_fingerprint`); reads all of them."""
         return self.adapters.fingerprint
 
     def hidden_states(
@@ -143,11 +161,11 @@ class Backbone:
     def packs_rows(self) -> bool:
         """Whether the layers compute no padding of right-padded rows (`policies.packed_attention`).
 
-        So it is where the architecture's attention is nothing but causal, `attention` is sdpa, and there is no
-        autocast, under which a layer's tensors differ in precision.
+        So it is where the architecture's attention is nothing but causal, `attention` is sdpa, no adapter puts virtual
+        tokens before the rows, and there is no autocast, under which a layer's tensors differ in precision.
         """
         is_plain = self._attention == "sdpa" and not torch.is_autocast_enabled(self.device.type)
-        return self._packs_exactly and is_plain
+        return self._packs_exactly and is_plain and not self.most_virtual_tokens
 
     def row_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """(M, T, D) last hidden states of right-padded rows, arbitrary at padding.
@@ -175,8 +193,13 @@ class Backbone:
         """From now on, passes over rows with gradients compute layers again instead of keeping their activations.
 
         Raises:
-            ValueError: the architecture does not support it.
+            ValueError: the architecture does not support it, or an adapter has virtual tokens.
         """
+        if self.most_virtual_tokens:
+            raise ValueError(
+                "activation_checkpointing=true: a layer that is computed again would not see the adapter's virtual "
+                "tokens; set it to false, or choose a model.tuning.kind without them"
+            )
         self._checkpointed = checkpointed_layers(self.model)
 
     def shard(self, device: torch.device) -> None:
@@ -208,7 +231,7 @@ class Backbone:
         if self.adapters.names:
             raise ValueError(
                 f"model.tuning.kind=full: the model carries the adapters {list(self.adapters.names)}, which a changing "
-                "base would break; set model.tuning.kind=lora, or export (merge) the adapter first"
+                "base would break; set model.tuning.kind to the adapter's, or export (merge) it first"
             )
         parameters = self._base_parameters(body_only=body_only)
         for _, parameter in parameters:
@@ -351,24 +374,34 @@ def random_backbone(
     return Backbone(model, tokenizer)
 
 
-def prepare_policy(backbone: Backbone, tuning: FullTuning | LoraTuning, *, seed: int) -> str | None:
+def prepare_policy(backbone: Backbone, tuning: Tuning, *, seed: int) -> str | None:
     """The adapter that trains as the policy, added if there is none yet; None where the model itself trains.
 
     Raises:
-        ValueError: if the model itself is to train although it came with an adapter.
+        ValueError: if the model came with an adapter, and the model itself is to train, or another method.
     """
     if POLICY_ADAPTER in backbone.adapters.names:
         if isinstance(tuning, FullTuning):
             raise ValueError(
                 "model.tuning.kind=full: model.path holds an adapter, and full tuning would leave it out; set "
-                "model.tuning.kind=lora to go on training it, or `rlhf export` it first"
+                "model.tuning.kind to the adapter's (such as lora) to go on training it, or `rlhf export` it first"
             )
-        logger.info("training continues the adapter of model.path; its rank and alpha stay")
+        _require_same_method(backbone, tuning)
+        logger.info("training continues the adapter of model.path; its shape stays (rank and alpha, ...)")
         return POLICY_ADAPTER
     if isinstance(tuning, FullTuning):
         return None
     backbone.adapters.add(POLICY_ADAPTER, tuning, seed=seed)
     return POLICY_ADAPTER
+
+
+def _require_same_method(backbone: Backbone, tuning: AdapterTuning) -> None:
+    found, wanted = backbone.adapters.kind(POLICY_ADAPTER), peft_type_of(tuning)
+    if found != wanted:
+        raise ValueError(
+            f"model.tuning.kind={tuning.kind}: model.path holds an adapter of PEFT's type {found}, not {wanted}; set "
+            "the kind that it was trained with, or `rlhf export` it first"
+        )
 
 
 def policy_adapter(backbone: Backbone) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.causal import CausalPolicy
-from policies.config import FullTuning, LoraTuning
+from policies.config import FullTuning, Tuning
 from policies.loading import REFERENCE_ADAPTER, Backbone
 from policies.sequences import TokenIds, evaluate_in_micro_batches
 
@@ -29,15 +29,15 @@ class ReferencePolicy:
         self._policy = CausalPolicy(backbone, adapter=adapter, temperature=temperature)
 
     @classmethod
-    def at_start(cls, backbone: Backbone, tuning: FullTuning | LoraTuning, *, temperature: float) -> "ReferencePolicy":
+    def at_start(cls, backbone: Backbone, tuning: Tuning, *, temperature: float) -> "ReferencePolicy":
         """The policy as it is before training, held still in the cheapest way.
 
-        A backbone that came with an adapter has its frozen copy "reference"; LoRA on a full model leaves the base
+        A backbone that came with an adapter has its frozen copy "reference"; an adapter on a full model leaves the base
         untouched; full tuning needs a second copy of the model. Call it before the first update.
         """
         if REFERENCE_ADAPTER in backbone.adapters.names:
             return cls(backbone, adapter=REFERENCE_ADAPTER, temperature=temperature)
-        if isinstance(tuning, LoraTuning):
+        if not isinstance(tuning, FullTuning):
             return cls(backbone, adapter=None, temperature=temperature)
         return cls(Backbone(copy.deepcopy(backbone.model), backbone.tokenizer), adapter=None, temperature=temperature)
 

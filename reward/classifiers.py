@@ -23,11 +23,11 @@ from peft.utils import load_peft_weights
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
-from policies.adapters import base_difference
+from policies.base_identity import base_difference
 from policies.checkpoint import load_metadata
 from policies.config import LoraTuning, ModelConfig, Quantization
+from policies.peft_configs import lora_config
 from policies.quantization import quantize_linears
 from policies.sources import unreachable
 
@@ -207,7 +207,12 @@ def _with_lora(classifier: PreTrainedModel, tuning: LoraTuning, adapter: str | N
         cast(nn.Module, classifier.score).float()  # What trains is float32, whatever the precision of the backbone.
     elif classifier.dtype != torch.float32:
         raise ValueError(f"model.dtype={classifier.dtype}: the head of an encoder trains in its precision; use float32")
-    shape = _new_shape(classifier, tuning) if adapter is None else _shape_of(adapter, classifier)
+    head = _rest_of_head(classifier)
+    shape = (
+        lora_config(classifier, tuning, TaskType.SEQ_CLS, modules_to_save=head)
+        if adapter is None
+        else _shape_of(adapter, classifier)
+    )
     try:
         model = cast(PeftModel, get_peft_model(classifier, shape))
     except ValueError as error:
@@ -216,19 +221,6 @@ def _with_lora(classifier: PreTrainedModel, tuning: LoraTuning, adapter: str | N
     if adapter is not None:
         _load_adapter(model, adapter)
     return model
-
-
-def _new_shape(classifier: PreTrainedModel, tuning: LoraTuning) -> LoraConfig:
-    targets = tuning.target_modules
-    return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=tuning.rank,
-        lora_alpha=cast(int, tuning.alpha),  # Annotated int, but only ever divided by the rank.
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=_rest_of_head(classifier),
-        lora_dropout=0.0,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in classifier.modules()),
-    )
 
 
 def _shape_of(adapter: str, classifier: PreTrainedModel) -> LoraConfig:

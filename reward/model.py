@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.adapters import about_base, base_fingerprint, copy_exactly
 from policies.attention import attention_implementation, trains_faster_unfused
+from policies.base_identity import about_base, base_fingerprint, copy_exactly
 from policies.checkpoint import METADATA_FILE, atomic_folder, load_metadata
 from policies.config import ModelConfig
 from policies.final_mlp import computed_only_at, final_mlp
@@ -207,7 +207,7 @@ class RewardModel:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the body's weights as they are now (`policies.adapters.base_fingerprint`); reads all of them."""
+        """Identity of the body's weights as they are now (`policies.base_identity`); reads all of them."""
         return base_fingerprint(self._classifier)
 
     def trainable(self) -> list[tuple[str, Parameter]]:

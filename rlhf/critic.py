@@ -6,7 +6,7 @@ model where both share a base, else from a zero head. What a value is stands in 
 
 import logging
 
-from policies.config import LoraTuning
+from policies.config import FullTuning, LoraTuning
 from policies.loading import Backbone, load_backbone
 from policies.scalar_head import ScalarHead
 from policies.sources import resolve_source
@@ -43,15 +43,17 @@ def build_critic(config: PpoConfig, backbone: Backbone, *, policy_adapter: str |
 
 
 def _adapter_critic(config: PpoConfig, backbone: Backbone) -> ValueModel:
-    found = None if config.critic.start == "zero_head" else _reward_model_on(config, backbone)
+    tuning = config.model.tuning
+    assert not isinstance(tuning, FullTuning), "the configuration has refused an adapter on full tuning"
+    can_continue = isinstance(tuning, LoraTuning) and config.critic.start != "zero_head"
+    found = _reward_model_on(config, backbone) if can_continue else None
     if found is not None:
         return _from_reward_model(backbone, *found)
     if config.critic.start == "reward_model":
         raise ValueError(
             "critic.start=reward_model: no reward model of this run is an adapter on model.path; set critic.start=auto"
         )
-    assert isinstance(config.model.tuning, LoraTuning), "the configuration has refused an adapter on full tuning"
-    backbone.adapters.add(CRITIC_ADAPTER, config.model.tuning, seed=config.seed + 1)
+    backbone.adapters.add(CRITIC_ADAPTER, tuning, seed=config.seed + 1)
     return ValueModel(backbone, adapter=CRITIC_ADAPTER, head=_zero_head(backbone))
 
 

@@ -61,7 +61,8 @@ class ContinuousDecoder:
         """One token for every open response."""
         device = self._backbone.device
         last = torch.tensor([[response.token_ids[-1]] for response in self._open], device=device)
-        positions = torch.tensor([[response.position] for response in self._open], device=device)
+        virtual = self._backbone.virtual_tokens
+        positions = torch.tensor([[virtual + response.position] for response in self._open], device=device)
         mask = self._cache.open_column()
         states = self._backbone.hidden_states(last, mask, positions, cache=self._cache)
         self._extend(states[:, -1], self._open)

@@ -114,6 +114,10 @@ class HfGenerator:
             [response.prompt.token_ids for response in responses], self._backbone.pad_id
         )
         longest = max(response.rules.max_tokens for response in responses)
+        cache = preallocated_cache(model.config, self._backbone.virtual_tokens + input_ids.shape[1] + longest)
+        self._backbone.fill_virtual_tokens(cache, len(responses))
+        # `generate` takes what a cache holds for the beginning of its input.
+        input_ids, attention_mask = _with_virtual_tokens(input_ids, attention_mask, self._backbone.virtual_tokens)
         # `generate` is untyped on PreTrainedModel.
         cast(Any, model).generate(
             input_ids=input_ids.to(device),
@@ -123,7 +127,7 @@ class HfGenerator:
             ),
             logits_processor=LogitsProcessorList([ForcedSampler(responses, self._temperature)]),
             stopping_criteria=StoppingCriteriaList([_ResponsesEnded(responses)]),
-            past_key_values=preallocated_cache(model.config, input_ids.shape[1] + longest),
+            past_key_values=cache,
         )
 
 
@@ -183,3 +187,9 @@ def _left_pad(prompts: Sequence[TokenIds], pad_id: int) -> tuple[Tensor, Tensor]
         input_ids[row, width - len(prompt) :] = prompt
         attention_mask[row, width - len(prompt) :] = 1
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
+def _with_virtual_tokens(input_ids: Tensor, attention_mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Puts `count` tokens that count as real before every row; the cache holds them, so their ids are never read."""
+    places = attention_mask.new_ones(len(input_ids), count)
+    return torch.cat([places, input_ids], dim=1), torch.cat([places, attention_mask], dim=1)

@@ -27,7 +27,7 @@ class PrefilledPrompt:
     Attributes:
         layers: Keys and values of the whole bucket, by layer.
         row: Which row of them.
-        tokens: P, tokens of the prompt; what stands behind them in the row is padding.
+        tokens: P, tokens of the prompt, and the virtual ones before it; what stands behind them in the row is padding.
         state: (D,) hidden state that predicts the first response token.
     """
 
@@ -72,4 +72,7 @@ def _read(backbone: Backbone, prompts: Sequence[TokenIds]) -> list[PrefilledProm
     cache = DynamicCache()
     hidden = backbone.hidden_states(torch.from_numpy(input_ids).to(backbone.device), None, cache=cache)
     layers = [cast(LayerStates, (layer.keys, layer.values)) for layer in cast(list[DynamicLayer], cache.layers)]
-    return [PrefilledPrompt(layers, row, length, hidden[row, length - 1]) for row, length in enumerate(lengths)]
+    virtual = backbone.virtual_tokens
+    return [
+        PrefilledPrompt(layers, row, virtual + length, hidden[row, length - 1]) for row, length in enumerate(lengths)
+    ]

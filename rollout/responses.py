@@ -154,6 +154,11 @@ class TokenSpace(Protocol):
         """Longest sequence, prompt and response."""
         ...
 
+    @property
+    def most_virtual_tokens(self) -> int:
+        """Virtual tokens that have been taken off the context."""
+        ...
+
 
 class ResponseFactory:
     """Opens responses to prompts.
@@ -168,7 +173,7 @@ class ResponseFactory:
 
     def __init__(self, limits: ResponseLimits, model: TokenSpace) -> None:
         self._tokenizer, self._vocabulary_size = model.tokenizer, model.vocabulary_size
-        self._context_tokens = model.context_tokens
+        self._context_tokens, self._virtual_tokens = model.context_tokens, model.most_virtual_tokens
         self._default = self._rules(limits)
 
     def open(
@@ -197,8 +202,9 @@ class ResponseFactory:
 
     def _require_fit(self, prompt: Prompt, rules: ResponseRules) -> None:
         if len(prompt.token_ids) + rules.max_tokens > self._context_tokens:
+            left = f", of which its {self._virtual_tokens} virtual tokens are taken off" if self._virtual_tokens else ""
             raise ValueError(
                 f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with max_response_tokens={rules.max_tokens} "
-                f"it exceeds the model's context of {self._context_tokens} tokens: lower max_prompt_tokens or "
+                f"it exceeds the model's context of {self._context_tokens} tokens{left}: lower max_prompt_tokens or "
                 "max_response_tokens"
             )

@@ -190,6 +190,7 @@ class _TokenSpace:
     tokenizer: PreTrainedTokenizerBase
     vocabulary_size: int
     context_tokens: int
+    most_virtual_tokens: int = 0
 
 
 def _greedy(tokens: int, extra: dict[str, Any], *, stop_ids: Sequence[int] = ()) -> SamplingParams:

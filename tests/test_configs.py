@@ -15,7 +15,9 @@ FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.paren
 
 
 def stage_of(path: Path) -> str:
-    """configs/<stage>/<name>.yaml, configs/tiny/<stage>.yaml and configs/tiny/<stage>-<variant>.yaml."""
+    """configs/<stage>/<name>.yaml, configs/tiny/<stage>[-<variant>].yaml, and configs/tuning/<method>.yaml for sft."""
+    if path.parent.name == "tuning":
+        return "sft"
     if path.parent.name != "tiny":
         return path.parent.name
     return next(name for name in STAGES if path.stem == name or path.stem.startswith(f"{name}-"))

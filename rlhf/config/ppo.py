@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from policies.config import LoraTuning, StrictModel
+from policies.config import FullTuning, HeadTuning, LoraTuning, StrictModel, virtual_tokens_of
 from reward.config import RewardSource
 from rlhf.config.algorithm import AdaptiveKl, AlgorithmConfig, GaeAdvantages
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
@@ -17,8 +17,9 @@ class CriticConfig(StrictModel):
 
     kind: Literal["auto", "head", "adapter", "model"] = "auto"
     """`head` reads the policy's own hidden states, which then train on both losses, in one pass; `adapter` is an
-    adapter of its own on the policy's base (LoRA tuning); `model` is a second copy of the model, all of whose weights
-    train. `auto` is `adapter` with LoRA tuning and `model` with full tuning."""
+    adapter of its own on the policy's base, by the method of `model.tuning`; `model` is a second copy of the model, all
+    of whose weights train. `auto` is `model` with full tuning, `head` where the policy's output layer alone trains, and
+    `adapter` with every other tuning."""
     start: Literal["auto", "reward_model", "zero_head"] = "auto"
     """Initial weights; `auto` gives an adapter those of the reward model where both share a base, else a zero head on
     the policy's base. Only an adapter can start from a reward model."""
@@ -99,7 +100,9 @@ class PpoConfig(StageConfig):
             return "none"
         if self.critic.kind != "auto":
             return self.critic.kind
-        return "adapter" if isinstance(self.model.tuning, LoraTuning) else "model"
+        if isinstance(self.model.tuning, FullTuning):
+            return "model"
+        return "head" if isinstance(self.model.tuning, HeadTuning) else "adapter"
 
     @model_validator(mode="after")
     def _critic_fits_the_tuning(self) -> "PpoConfig":
@@ -110,15 +113,53 @@ class PpoConfig(StageConfig):
                 f"critic.kind=model: all weights of a second model would train, but model.quantization="
                 f"{self.model.quantization} cannot; set critic.kind=adapter or head, or model.quantization=none"
             )
-        if self.critic_kind == "adapter" and not isinstance(self.model.tuning, LoraTuning):
+        tuning = self.model.tuning
+        if self.critic_kind == "adapter" and isinstance(tuning, FullTuning):
             raise ValueError(
                 "critic.kind=adapter: full tuning would change the base under the adapter; set critic.kind=head or "
                 "model, or model.tuning.kind=lora"
+            )
+        if self.critic_kind == "adapter" and isinstance(tuning, HeadTuning):
+            raise ValueError(
+                "critic.kind=adapter: with model.tuning.kind=head an adapter is an output layer, which no value reads; "
+                "set critic.kind=head or model"
+            )
+        if self.critic.start == "reward_model" and self.critic_kind == "adapter" and not isinstance(tuning, LoraTuning):
+            raise ValueError(
+                f"critic.start=reward_model: reward models are LoRA adapters, and model.tuning.kind={tuning.kind} "
+                "cannot go on training one; set critic.start=zero_head, or model.tuning.kind=lora"
             )
         if self.critic.start == "reward_model" and self.critic_kind != "adapter":
             raise ValueError(
                 f"critic.start=reward_model: a critic of kind {self.critic_kind} cannot take over an adapter; set "
                 "critic.start=zero_head, or critic.kind=adapter with model.tuning.kind=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_fits_the_layout(self) -> "PpoConfig":
+        tuning = self.model.tuning
+        is_plain_lora = isinstance(tuning, LoraTuning) and tuning.variant == "plain"
+        if (
+            isinstance(self.rollout.engine, VllmEngineConfig)
+            and not isinstance(tuning, FullTuning)
+            and not is_plain_lora
+        ):
+            variant = f", variant={tuning.variant}" if isinstance(tuning, LoraTuning) else ""
+            raise ValueError(
+                f"rollout.engine.kind=vllm: vLLM cannot sample from model.tuning.kind={tuning.kind}{variant}; set "
+                "rollout.engine.kind=compiled or hf, or model.tuning.kind=lora with variant=plain"
+            )
+        is_sharded = isinstance(self.placement, SplitPlacement) and self.placement.learner.sharding == "full"
+        if is_sharded and not isinstance(tuning, FullTuning | LoraTuning):
+            raise ValueError(
+                f"placement.learner.sharding=full: layers are cut with model.tuning.kind=full or lora, not "
+                f"{tuning.kind}; set sharding=none, or another tuning"
+            )
+        if self.activation_checkpointing and virtual_tokens_of(tuning):
+            raise ValueError(
+                "activation_checkpointing=true: a layer that is computed again would not see the virtual tokens of "
+                f"model.tuning.kind={tuning.kind}; set it to false, or choose a kind without virtual tokens"
             )
         return self
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from policies.config import StrictModel
 from reward.config import PairsFormat, PreferenceFormat
-from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+from rlhf.config.shared import DataConfig, OptimizerConfig, RewardModelConfig, StageConfig
 from rlhf.runtime.config import CheckpointConfig, RanksConfig
 
 
@@ -52,7 +52,7 @@ PreferenceLoss = Annotated[PairwiseLogisticLoss | PlackettLuceLoss, Field(discri
 class RewardConfig(StageConfig):
     """`rlhf reward`: a reward model from ranked responses."""
 
-    model: TrainedModelConfig
+    model: RewardModelConfig
     """Backbone: any model that transformers loads for sequence classification, encoders included."""
     data: RewardDataConfig
     """Comparisons."""

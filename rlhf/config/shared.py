@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from policies.config import FullTuning, ModelConfig, StrictModel
+from policies.config import FullTuning, LoraTuning, ModelConfig, StrictModel
 from rlhf.runtime.config import TrackingConfig
 
 
@@ -52,14 +52,38 @@ class StageConfig(StrictModel):
     """Weights & Biases."""
 
 
-def _frozen_where_quantized(model: ModelConfig) -> ModelConfig:
-    if model.quantization != "none" and isinstance(model.tuning, FullTuning):
+def _fits_quantization(model: ModelConfig) -> ModelConfig:
+    tuning = model.tuning
+    if model.quantization != "none" and isinstance(tuning, FullTuning):
         raise ValueError(
             f"quantization={model.quantization} with tuning.kind=full: what is held in 8 or 4 bits cannot train; set "
             "tuning.kind=lora, or quantization=none"
         )
+    is_lora = isinstance(tuning, LoraTuning) and tuning.variant in ("plain", "rslora")
+    if model.quantization != "none" and not is_lora:
+        variant = f", tuning.variant={tuning.variant}" if isinstance(tuning, LoraTuning) else ""
+        raise ValueError(
+            f"quantization={model.quantization} with tuning.kind={tuning.kind}{variant}: only LoRA adapters, plain or "
+            "rslora, lie on weights in 8 or 4 bits; set tuning.kind=lora, or quantization=none"
+        )
     return model
 
 
-TrainedModelConfig = Annotated[ModelConfig, AfterValidator(_frozen_where_quantized)]
+TrainedModelConfig = Annotated[ModelConfig, AfterValidator(_fits_quantization)]
 """A model of a stage that trains it."""
+
+
+def _trains_whole_or_with_lora(model: ModelConfig) -> ModelConfig:
+    tuning = model.tuning
+    if isinstance(tuning, LoraTuning) and tuning.variant == "pissa":
+        raise ValueError("tuning.variant=pissa: PEFT would change the base under a reward model; set variant=plain")
+    if not isinstance(tuning, FullTuning | LoraTuning):
+        raise ValueError(
+            f"tuning.kind={tuning.kind}: a reward model trains all weights, or a LoRA adapter that others can share a "
+            "base with; set tuning.kind=lora or full"
+        )
+    return model
+
+
+RewardModelConfig = Annotated[TrainedModelConfig, AfterValidator(_trains_whole_or_with_lora)]
+"""A model of a stage that trains scores."""

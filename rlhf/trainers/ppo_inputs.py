@@ -6,6 +6,7 @@ Owns what is refused before any role starts. The pretraining text of PPO-ptx is 
 import logging
 from collections.abc import Sequence
 
+from policies.config import virtual_tokens_of
 from policies.tokenization import load_tokenizer
 from reward.composite import require_scales
 from rlhf.config import PpoConfig
@@ -74,9 +75,11 @@ class PpoInputs:
     def _fitting(self, prompts: Sequence[Prompt], longest: int, source: str, config: PpoConfig) -> list[Prompt]:
         fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= longest]
         response = f"rollout.sampling.max_response_tokens={config.rollout.sampling.max_response_tokens}"
+        virtual = virtual_tokens_of(config.model.tuning)
+        taken = f" and {virtual} virtual tokens" if virtual else ""
         lines = [
             f"{source}: prompt {prompt.id!r} has {len(prompt.token_ids)} tokens, at most {max(longest, 0)} leave room "
-            f"in the model's context for {response}"
+            f"in the model's context for {response}{taken}"
             for prompt in prompts
             if len(prompt.token_ids) > longest
         ]

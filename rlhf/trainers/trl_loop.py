@@ -255,8 +255,11 @@ def require_context(max_tokens: int, backbone: Backbone) -> None:
         ValueError: naming both lengths.
     """
     if max_tokens > backbone.context_tokens:
+        virtual = backbone.most_virtual_tokens
+        left = f" that model.tuning's {virtual} virtual tokens leave" if virtual else ""
         raise ValueError(
-            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens; lower it"
+            f"max_tokens={max_tokens} exceeds the context of model.path, {backbone.context_tokens} tokens{left}; "
+            "lower it"
         )
 
 

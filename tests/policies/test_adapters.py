@@ -12,7 +12,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from policies.adapters import AdapterSet, base_fingerprint
+from policies.adapters import AdapterSet
+from policies.base_identity import base_fingerprint
 from policies.checkpoint import load_metadata
 from policies.config import LoraTuning, ModelConfig
 from policies.loading import Backbone, load_backbone
