@@ -135,6 +135,17 @@ _ALL = (
         examples=("configs/tiny/eval.yaml", "configs/tiny/eval.yaml model.path=runs/ppo/model prompts=100"),
     ),
     Stage(
+        name="classify",
+        summary="label texts: patterns and words, in context or trained, or a head; few-shot or with all rows",
+        config="rlhf.config:ClassifyConfig",
+        run="rlhf.classification.stage:run",
+        examples=(
+            "configs/tiny/classify.yaml",
+            "configs/tiny/classify.yaml data.shots_per_class=8 model.tuning.kind=lora",
+        ),
+        is_resumable=True,
+    ),
+    Stage(
         name="generate",
         summary="answer a file of prompts",
         config="rlhf.config:GenerateConfig",

@@ -12,6 +12,7 @@ algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
 answers     `rlhf generate`, `chat`, `export`
+classify    `rlhf classify`
 quickstart  `rlhf quickstart`
 """
 
@@ -28,6 +29,7 @@ from rlhf.config.algorithm import (
     RlooAdvantages,
 )
 from rlhf.config.answers import ChatConfig, ExportConfig, GenerateConfig, GenerateDataConfig
+from rlhf.config.classify import ClassifyConfig, ClassifyDataConfig, ClassifySettings
 from rlhf.config.dpo import DpoConfig, DpoDataConfig
 from rlhf.config.eval import EvalConfig, EvalDataConfig
 from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
@@ -42,6 +44,9 @@ __all__ = [
     "Advantages",
     "AlgorithmConfig",
     "ChatConfig",
+    "ClassifyConfig",
+    "ClassifyDataConfig",
+    "ClassifySettings",
     "CriticConfig",
     "DataConfig",
     "DpoConfig",
