@@ -146,6 +146,14 @@ _ALL = (
         is_resumable=True,
     ),
     Stage(
+        name="methods",
+        summary="compare ways of tuning on one classification task: accuracy, parameters, seconds, memory",
+        config="rlhf.config:MethodsConfig",
+        run="rlhf.classification.methods:run",
+        examples=("configs/tiny/methods.yaml", "configs/tiny/methods.yaml seeds=[0,1]"),
+        is_resumable=True,
+    ),
+    Stage(
         name="generate",
         summary="answer a file of prompts",
         config="rlhf.config:GenerateConfig",

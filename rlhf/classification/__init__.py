@@ -12,5 +12,5 @@ outcome     accuracy, interval, confusion
 training    the optimizer steps
 stage       `rlhf classify`
 page        its report
-methods     `rlhf methods`: ways of tuning compared
+methods     `rlhf methods`: ways of tuning compared; method_table, method_page: what comes of it
 """

@@ -14,7 +14,7 @@ import torch
 
 from policies.loading import Backbone
 from policies.sequences import micro_batches
-from rlhf.classification.label_model import LabelModel
+from rlhf.classification.label_model import Encoded, LabelModel
 from rlhf.classification.predicting import lengths_of
 from rlhf.classification.texts import LabelledText
 from rlhf.config import ClassifySettings
@@ -63,9 +63,8 @@ class ClassifierTraining:
         """One optimizer step on the mean cross-entropy of its texts, nats."""
         started, shown = time.perf_counter(), self._texts_of(self.steps_done)
         loss = torch.zeros(())
-        for view, group in self._micro_batches(shown):
-            inputs = [self._model.encode(text, view) for text in group]
-            labels = torch.tensor([text.label for text in group], device=self._backbone.device)
+        for view, inputs, of_inputs in self._micro_batches(shown):
+            labels = torch.tensor(of_inputs, device=self._backbone.device)
             logprobs = self._model.label_logprobs(inputs, view)
             part = -logprobs.gather(1, labels[:, None]).sum() / len(shown)
             part.backward()
@@ -121,10 +120,10 @@ class ClassifierTraining:
     def _order(self, epoch: int) -> list[int]:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self._texts)).tolist()
 
-    def _micro_batches(self, shown: Sequence[Shown]) -> Iterator[tuple[int, list[LabelledText]]]:
-        """Texts of one view and of similar length together."""
+    def _micro_batches(self, shown: Sequence[Shown]) -> Iterator[tuple[int, list[Encoded], list[int]]]:
+        """View, inputs and labels of texts of one view and of similar length."""
         for view in sorted({row.view for row in shown}):
             texts = [row.text for row in shown if row.view == view]
-            lengths = lengths_of([self._model.encode(text, view) for text in texts])
-            for group in micro_batches(lengths, self._config.micro_batch_tokens):
-                yield view, [texts[index] for index in group]
+            inputs = [self._model.encode(text, view) for text in texts]
+            for group in micro_batches(lengths_of(inputs), self._config.micro_batch_tokens):
+                yield view, [inputs[index] for index in group], [texts[index].label for index in group]

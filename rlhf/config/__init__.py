@@ -13,6 +13,7 @@ ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
 answers     `rlhf generate`, `chat`, `export`
 classify    `rlhf classify`
+methods     `rlhf methods`
 quickstart  `rlhf quickstart`
 """
 
@@ -32,6 +33,7 @@ from rlhf.config.answers import ChatConfig, ExportConfig, GenerateConfig, Genera
 from rlhf.config.classify import ClassifyConfig, ClassifyDataConfig, ClassifySettings
 from rlhf.config.dpo import DpoConfig, DpoDataConfig
 from rlhf.config.eval import EvalConfig, EvalDataConfig
+from rlhf.config.methods import MethodsConfig
 from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
 from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig
 from rlhf.config.quickstart import QuickstartConfig
@@ -60,6 +62,7 @@ __all__ = [
     "GenerateDataConfig",
     "GrpoAdvantages",
     "KlConfig",
+    "MethodsConfig",
     "MissingEosConfig",
     "OptimizerConfig",
     "PairwiseLogisticLoss",
