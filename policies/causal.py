@@ -41,6 +41,14 @@ class CausalPolicy:
         """`logprobs` from the `states` of the same batch."""
         return self._logprobs(states, batch, self.temperature, with_entropy=with_entropy)
 
+    def next_token_logprobs(self, batch: SequenceBatch) -> Tensor:
+        """(M, V) float32 log-probabilities of every token in the place of the first response token, nats.
+
+        What the response is does not matter; of each row one distribution over the vocabulary is held.
+        """
+        logits = self._output_layer(self.states(batch)[:, 0]).float()
+        return (logits / self.temperature).log_softmax(-1)
+
     def text_nll(self, batch: SequenceBatch) -> Tensor:
         """(M, R) negative log-likelihood of text (`policies.sequences.pad_texts`) at temperature 1; 0 at padding."""
         return -self._logprobs(self.states(batch), batch, 1.0, with_entropy=False).logprobs

@@ -135,6 +135,25 @@ _ALL = (
         examples=("configs/tiny/eval.yaml", "configs/tiny/eval.yaml model.path=runs/ppo/model prompts=100"),
     ),
     Stage(
+        name="classify",
+        summary="label texts: patterns and words, in context or trained, or a head; few-shot or with all rows",
+        config="rlhf.config:ClassifyConfig",
+        run="rlhf.classification.stage:run",
+        examples=(
+            "configs/tiny/classify.yaml",
+            "configs/tiny/classify.yaml data.shots_per_class=8 model.tuning.kind=lora",
+        ),
+        is_resumable=True,
+    ),
+    Stage(
+        name="methods",
+        summary="compare ways of tuning on one classification task: accuracy, parameters, seconds, memory",
+        config="rlhf.config:MethodsConfig",
+        run="rlhf.classification.methods:run",
+        examples=("configs/tiny/methods.yaml", "configs/tiny/methods.yaml seeds=[0,1]"),
+        is_resumable=True,
+    ),
+    Stage(
         name="generate",
         summary="answer a file of prompts",
         config="rlhf.config:GenerateConfig",

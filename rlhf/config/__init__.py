@@ -12,6 +12,8 @@ algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
 answers     `rlhf generate`, `chat`, `export`
+classify    `rlhf classify`
+methods     `rlhf methods`
 quickstart  `rlhf quickstart`
 """
 
@@ -28,8 +30,10 @@ from rlhf.config.algorithm import (
     RlooAdvantages,
 )
 from rlhf.config.answers import ChatConfig, ExportConfig, GenerateConfig, GenerateDataConfig
+from rlhf.config.classify import ClassifyConfig, ClassifyDataConfig, ClassifySettings
 from rlhf.config.dpo import DpoConfig, DpoDataConfig
 from rlhf.config.eval import EvalConfig, EvalDataConfig
+from rlhf.config.methods import MethodsConfig
 from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
 from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig
 from rlhf.config.quickstart import QuickstartConfig
@@ -42,6 +46,9 @@ __all__ = [
     "Advantages",
     "AlgorithmConfig",
     "ChatConfig",
+    "ClassifyConfig",
+    "ClassifyDataConfig",
+    "ClassifySettings",
     "CriticConfig",
     "DataConfig",
     "DpoConfig",
@@ -55,6 +62,7 @@ __all__ = [
     "GenerateDataConfig",
     "GrpoAdvantages",
     "KlConfig",
+    "MethodsConfig",
     "MissingEosConfig",
     "OptimizerConfig",
     "PairwiseLogisticLoss",

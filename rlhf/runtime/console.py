@@ -54,6 +54,12 @@ CONSOLE_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("eval/score", "score"),
         ("time/step", "s"),
     ),
+    "classify": (
+        ("loss/train", "loss"),
+        ("eval/accuracy", "held-out accuracy"),
+        ("progress/lr", "lr"),
+        ("time/step", "s"),
+    ),
     "generate": (
         ("rollout/response_length_mean", "length"),
         ("rollout/eos_rate", "ended"),

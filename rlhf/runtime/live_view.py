@@ -32,6 +32,7 @@ _SPEED = (("perf/tokens_per_s", "tokens/s"), ("perf/peak_memory_mib", "memory Mi
 LIVE_ROWS: dict[str, tuple[tuple[str, str], ...]] = {
     "pretrain": (("loss/train", "loss"), ("eval/perplexity", "held-out ppl"), *_SPEED, ("progress/lr", "lr")),
     "sft": (("loss/train", "loss"), ("eval/loss", "held-out loss"), *_SPEED, ("progress/lr", "lr")),
+    "classify": (("loss/train", "loss"), ("eval/accuracy", "held-out acc"), *_SPEED[1:], ("progress/lr", "lr")),
     "reward": (
         ("rm/loss", "loss"),
         ("rm/eval_loss", "held-out loss"),

@@ -103,6 +103,10 @@ _DOCUMENTED = (
     Metric("rm/eval_margin", _REWARD, "As rm/margin, on the held-out split."),
     Metric("eval/loss", _PER_TOKEN, "Cross-entropy on held-out text."),
     Metric("eval/perplexity", "1", "exp of the cross-entropy per token on held-out text."),
+    Metric("eval/accuracy", "share", "Share of held-out texts that get their label."),
+    Metric("eval/accuracy_low", "share", "Lower end of the 95 % interval of eval/accuracy."),
+    Metric("eval/accuracy_high", "share", "Upper end of the 95 % interval of eval/accuracy."),
+    Metric("eval/label_loss", "nats", "Mean -log p(label) of held-out texts."),
     Metric("eval/pretrain_perplexity", "1", "Perplexity on held-out pretraining text."),
     Metric(
         "eval/alignment_tax", _PER_TOKEN, "Rise of the loss on held-out pretraining text since the start of the run."

@@ -127,7 +127,7 @@ class RunFolder(RunFiles):
             raise ValueError(f"run_dir: '{files.path}' holds no run to resume; drop --resume, or name another run_dir")
         lock = _lock_folder(files.path)
         try:
-            _refuse_changed_config(files, resolved_config)
+            refuse_changed_config(files, resolved_config)
             _write_session(files, earlier=_read_sessions(files))
             _keep_rows(files, lambda _row: True)
         except BaseException:
@@ -226,7 +226,12 @@ def _write_owner(file: IO[str]) -> None:
     file.flush()
 
 
-def _refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]) -> None:
+def refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]) -> None:
+    """Refuses to take a run for one of another configuration; keys that change no number may differ.
+
+    Raises:
+        ValueError: naming the first keys that differ.
+    """
     saved, given = (
         leaves(files.read_config()),
         leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration")),
