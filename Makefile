@@ -9,7 +9,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 PACKAGES := policies reward rollout rlhf
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all test-vllm bench-rollout bench-reward bench-kwise bench-ppo lint format readme clean
+.PHONY: help install quickstart test test-all test-vllm bench-rollout bench-reward bench-kwise bench-ppo reference lint format readme clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F: '{printf "  make %-13s%s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ bench-kwise: $(INSTALLED)  ## measure K-wise training against the same rankings 
 
 bench-ppo: $(INSTALLED)  ## measure PPO steps against TRL 1.12.0 (some 20 minutes; ARGS="--cases lora --repeats 1")
 	$(BIN)/python -m tests.benchmarks.bench_ppo $(ARGS)
+
+reference: $(INSTALLED)  ## repeat the runs whose curves the README shows (half an hour; goes on where it stopped)
+	$(BIN)/python -m tests.benchmarks.reference $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check $(PACKAGES) tests

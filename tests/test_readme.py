@@ -1,14 +1,17 @@
+from pathlib import Path
+
 import pytest
 
 from rlhf.runtime.health.catalogue import explained_rules
 from tests.config_reference import REFERENCE, reference
 from tests.readme_health import SECTION, with_health_table
-from tests.readme_tree import README, with_tree
+from tests.readme_tree import ARCHITECTURE, README, with_tree
 
 
-def test_the_tree_of_the_readme_is_that_of_the_files() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert with_tree(readme) == readme, "run `make readme`"
+@pytest.mark.parametrize("path", [README, ARCHITECTURE], ids=lambda path: path.name)
+def test_the_tree_of_a_page_is_that_of_the_files(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert with_tree(page, modules=path == ARCHITECTURE) == page, "run `make readme`"
 
 
 def test_the_symptoms_in_the_readme_are_those_of_the_health_rules() -> None:

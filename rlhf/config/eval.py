@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from policies.config import ModelConfig, StrictModel
 from reward.config import RewardSource
 from rlhf.config.shared import StageConfig
-from rlhf.evaluation.config import BestOfNConfig, Judge, TasksConfig
+from rlhf.evaluation.config import BestOfNConfig, HarnessConfig, Judge, TasksConfig
 from rollout.config import SamplingConfig
 
 
@@ -50,6 +50,8 @@ class EvalConfig(StageConfig):
     """What the baseline would reach by choosing among n answers; needs `proxy`."""
     tasks: TasksConfig = TasksConfig()
     """How the rows of `data.tasks` are asked."""
+    harness: HarnessConfig | None = None
+    """Standard tasks of lm-evaluation-harness, measured before and after like those of `data.tasks`."""
     sampling: SamplingConfig = SamplingConfig()
     """How both models answer."""
     prompts: int | None = Field(default=None, ge=1)

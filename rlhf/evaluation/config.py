@@ -130,3 +130,18 @@ class TasksConfig(StrictModel):
         if "{question}" not in template:
             raise ValueError("lacks {question}, so nothing would be asked; put it where it belongs")
         return template
+
+
+class HarnessConfig(StrictModel):
+    """Standard tasks of lm-evaluation-harness, before and after; needs the extra `harness`."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks, such as `hellaswag` or `arc_easy`; their data come from the hub unless they are local."""
+    shots: int | None = Field(default=None, ge=0)
+    """Solved rows in front of each question; null takes what each task defines."""
+    rows: int | None = Field(default=None, ge=1)
+    """Questions of each task, from the first; null takes all."""
+    include_path: str | None = None
+    """Folder with further task definitions (YAML, as the harness reads them)."""
+    batch_rows: int = Field(default=8, ge=1)
+    """Sequences that are scored at the same time."""

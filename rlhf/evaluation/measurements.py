@@ -14,6 +14,7 @@ from reward.composite import build_reward
 from rlhf.config import EvalConfig
 from rlhf.evaluation.answers import Answers, Evaluator
 from rlhf.evaluation.comparing import ComparingJudge, SwappedOutcomes, judge_both_orders
+from rlhf.evaluation.harness import measure_harness
 from rlhf.evaluation.models import LoadedModel
 from rlhf.evaluation.setting import Setting
 from rlhf.evaluation.task_scores import TaskOutcome, measure_tasks
@@ -90,6 +91,8 @@ def _measured(name: str, model: ModelConfig, evaluator: Evaluator, config: EvalC
 def _asked(name: str, model: LoadedModel, evaluator: Evaluator, config: EvalConfig, setting: Setting) -> Measured:
     # Tasks first: one that does not fit into the context is known before the answers are sampled.
     tasks = measure_tasks(model, setting.tasks, config.tasks, seed=config.seed)
+    if config.harness is not None:
+        tasks += measure_harness(model, config.harness, seed=config.seed)
     return Measured(name, evaluator.answer(model), tasks)
 
 

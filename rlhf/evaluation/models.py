@@ -3,11 +3,12 @@
 Owns the one load of each model. What the answers are worth is the judges' business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
@@ -94,6 +95,12 @@ class LoadedModel:
     def perplexity(self, texts: Sequence[str]) -> float | None:
         """Perplexity of held-out texts; None without any."""
         return perplexity(self._policy, texts) if texts else None
+
+    @contextmanager
+    def transformers_model(self) -> Iterator[PreTrainedModel]:
+        """The model as transformers has it, with the policy's adapter on; for libraries that ask it themselves."""
+        with self._backbone.adapters.use(self._adapter):
+            yield self._backbone.model
 
     def _generator(self, sampling: SamplingConfig) -> Generator:
         if sampling not in self._generators:

@@ -4,17 +4,16 @@ Owns the order and the tables; charts are `page_charts`, sentences `verdicts`. R
 `rlhf report` writes the same page again.
 """
 
-import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from rlhf.evaluation.page_charts import best_of_n_charts, model_charts, task_chart, win_rate_chart
 from rlhf.evaluation.verdicts import verdicts_on
-from rlhf.reports.page import Answer, Cell, Headline, Part, ReportPage, Sample, Section, Table
-from rlhf.reports.training import generic_training_page
+from rlhf.reports.page import Answer, Cell, Headline, ReportPage, Sample, Section, Table
+from rlhf.reports.record import record_sections
+from rlhf.reports.samples import word_diff
 from rlhf.runtime.run_folder import Row, RunFiles
 
 Summary = Mapping[str, Any]
@@ -28,7 +27,6 @@ def evaluation_page(run_folder_path: str | Path) -> ReportPage:
     """The page of a finished evaluation."""
     files = RunFiles(run_folder_path)
     summary, config = cast(Summary, files.read_summary()), cast(Summary, files.read_config())
-    record = [section for section in generic_training_page(files.path).sections if section.title == "Record"]
     return ReportPage(
         title=f"Evaluation of {_model(config['model'])}",
         subtitle=f"Against {_model(config['baseline'])}, on {summary['prompts']} prompts.",
@@ -41,7 +39,7 @@ def evaluation_page(run_folder_path: str | Path) -> ReportPage:
             *_models(summary, config["proxy"]),
             *_cost(summary),
             _answers(files.read_samples()),
-            *record,
+            *record_sections(files),
         ],
     )
 
@@ -49,20 +47,6 @@ def evaluation_page(run_folder_path: str | Path) -> ReportPage:
 def is_evaluation(summary: Summary) -> bool:
     """Whether a summary is one of `rlhf eval`."""
     return {"candidate", "baseline", "judges", "length_controlled_win_rate"} <= summary.keys()
-
-
-def word_diff(before: str, after: str) -> tuple[list[Part], list[Part]]:
-    """Two texts in parts, word by word: what only the first has is "removed", what only the second has "added"."""
-    old, new = (re.findall(r"\s+|[^\s]+", text) for text in (before, after))
-    left, right = list[Part](), list[Part]()
-    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if tag == "equal":
-            left.append(Part("".join(old[a:b])))
-            right.append(Part("".join(new[c:d])))
-            continue
-        left += [Part("".join(old[a:b]), "removed")] if b > a else []
-        right += [Part("".join(new[c:d]), "added")] if d > c else []
-    return left, right
 
 
 def _headlines(summary: Summary) -> list[Headline]:

@@ -18,6 +18,7 @@ from rlhf.data import load_rows
 from rlhf.evaluation.comparing import ComparingJudge, FunctionVerdicts
 from rlhf.evaluation.config import EndpointJudge, Judge
 from rlhf.evaluation.endpoint_judge import REPLIES_FILE, EndpointVerdicts, ReplyStore
+from rlhf.evaluation.harness import require_harness
 from rlhf.evaluation.tasks import Task, read_task
 from rlhf.text_stream import require_texts
 from rollout.prompts import prompts_from_rows
@@ -48,8 +49,11 @@ def read_setting(config: EvalConfig) -> Setting:
 
     Raises:
         ValueError: bad rows, models of different tokenizers, or a proxy that is no reward source.
+        MissingHarnessError: `harness` without its library.
     """
     _require_proxy(config)
+    if config.harness is not None:
+        require_harness()
     tokenizer = load_tokenizer(config.model)
     for field, model in [("baseline", config.baseline), *((f"models.{n}", m) for n, m in enumerate(config.models))]:
         _require_same_tokenizer(tokenizer, load_tokenizer(model), field)

@@ -11,7 +11,8 @@ from rlhf.quickstart.outcome import Outcomes
 from rlhf.quickstart.recipe import Layout
 from rlhf.reports.charts import Chart, Series
 from rlhf.reports.health import alerts_in, health_verdicts
-from rlhf.reports.page import Answer, Headline, ReportPage, Sample, Section, Table, Verdict
+from rlhf.reports.page import Answer, Headline, Link, ReportPage, Sample, Section, Table, Verdict
+from rlhf.reports.record import record_sections
 from rlhf.runtime.run_folder import RunFiles
 
 TITLES = {"sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
@@ -67,8 +68,16 @@ def quickstart_page(layout: Layout, outcomes: Outcomes, summary: Mapping[str, An
             ),
             Section("Training", _TRAINING, charts=_charts(curves)),
             Section("Time", tables=[Table(("stage", "seconds"), list(summary["seconds"].items()))]),
+            Section("Stages", "Each stage has a page of its own.", links=_stage_pages(layout)),
+            *record_sections(RunFiles(layout.root)),
         ],
     )
+
+
+def _stage_pages(layout: Layout) -> list[Link]:
+    """The reports of the stages, as far as they are there."""
+    pages = (RunFiles(layout.stage(name)).report_path for name in ("pretrain", "sft", "reward", "ppo", "ppo_ptx"))
+    return [Link(path.parent.name, path.relative_to(layout.root).as_posix()) for path in pages if path.exists()]
 
 
 _TRAINING = (

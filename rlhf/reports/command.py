@@ -1,6 +1,9 @@
 """`rlhf report RUN [RUN ...]`."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -29,8 +32,16 @@ def run(config: ReportConfig, *, resume: bool) -> None:
     else:
         path, page = Path(COMPARISON_FILE), comparison_page(config.runs)
     path = path if config.output is None else Path(config.output)
+    if len(config.runs) == 1:
+        page = replace(page, run_folder=_way_from(path.parent, Path(config.runs[0])))
     write_atomically(path, render_page(page))
     Console(highlight=False).print(f"report: {path}", markup=False, soft_wrap=True)
+
+
+def _way_from(folder: Path, run_dir: Path) -> str:
+    """The run folder as seen from a page in `folder`, in front of the names of its files."""
+    way = os.path.relpath(run_dir.resolve(), folder.resolve())
+    return "" if way == "." else f"{quote(Path(way).as_posix())}/"
 
 
 def _page_of(run_dir: str) -> ReportPage:

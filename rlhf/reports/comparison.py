@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from rlhf.reports.charts import Chart, Series
+from rlhf.reports.frontier import runs_frontier
 from rlhf.reports.page import Cell, ReportPage, Section, Table, format_cell, is_number
 from rlhf.runtime.metric_registry import GROUPS, find_metric, registry_order
 from rlhf.runtime.run_folder import Row, RunFiles, leaves
@@ -63,7 +64,12 @@ def comparison_page(paths: Sequence[str | Path]) -> ReportPage:
         title="Comparison of runs",
         subtitle=f"{len(paths)} runs of {len(groups)} experiments; runs that differ in the seed alone are one line, "
         f"with the range over seeds as its band: {counts}.",
-        sections=[*_summary_section(groups), *_settings_section(groups), *_chart_sections(groups)],
+        sections=[
+            *_summary_section(groups),
+            *_settings_section(groups),
+            *runs_frontier({group.name: [run.rows for run in group.runs] for group in groups}),
+            *_chart_sections(groups),
+        ],
     )
 
 

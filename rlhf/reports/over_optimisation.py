@@ -59,10 +59,10 @@ def over_optimisation(rows: Sequence[Row], config: Mapping[str, Any]) -> tuple[l
 
 def _stop(name: str, rows: Sequence[Row], peak: GoldPeak) -> Verdict:
     step = next((row["step"] for row in rows if cast(float, row[_KL]) >= peak.kl), rows[-1]["step"])
+    where = f"peaks at a KL of {format_value(peak.kl)} nats, reached at step {step}," if peak.kl else "starts highest"
     return Verdict(
-        f"Stop here: {name} peaks at a KL of {format_value(peak.kl)} nats, reached at step {step}, and has lost "
-        f"{format_value(peak.lost)} since, while {_PROXY} is optimised on (Gao et al. 2023). Take a checkpoint from "
-        "before, or a KL target near that.",
+        f"Stop here: {name} {where} and has lost {format_value(peak.lost)} since, while {_PROXY} is optimised on "
+        "(Gao et al. 2023). Take a checkpoint from before, or a KL target near that.",
         "bad",
     )
 

@@ -85,6 +85,14 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A file beside the page; `path` is relative to the run folder."""
+
+    text: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """A part of the page; `text` is plain, its paragraphs parted by an empty line."""
 
@@ -94,17 +102,22 @@ class Section:
     charts: Sequence[Chart] = ()
     samples: Sequence[Sample] = ()
     listings: Sequence[Listing] = ()
+    links: Sequence[Link] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ReportPage:
-    """A whole page: title, what to conclude, the main numbers, then the details."""
+    """A whole page: title, what to conclude, the main numbers, then the details.
+
+    `run_folder` leads from the page to the files it links, with a slash at its end; empty where it lies beside them.
+    """
 
     title: str
     subtitle: str = ""
     verdicts: Sequence[Verdict] = ()
     headlines: Sequence[Headline] = ()
     sections: Sequence[Section] = ()
+    run_folder: str = ""
 
 
 def write_report(run_folder_path: str | Path, page: ReportPage) -> Path:

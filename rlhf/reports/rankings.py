@@ -19,6 +19,7 @@ from reward.rankings.standings import Standing, Standings
 from rlhf.reports.charts import Chart, ReferenceLine, Series
 from rlhf.reports.page import Answer, Cell, Headline, Listing, ReportPage, Sample, Section, Table
 from rlhf.reports.ranking_verdicts import shown_interval, verdicts_on
+from rlhf.reports.record import record_sections, setting_sections
 from rlhf.runtime.run_folder import RunFiles
 
 Summary = Mapping[str, Any]
@@ -47,10 +48,12 @@ def print_outcome(folder: Path, outcome: Outcome, summary: Summary) -> None:
 def rankings_page(folder: Path, outcome: Outcome, summary: Summary) -> ReportPage:
     """The page: what to conclude, models, raters, some ranked prompts, and what was skipped."""
     sections = [
+        *setting_sections(RunFiles(folder)),
         *_standing_sections(outcome.standings, summary),
         *_rater_sections(outcome, summary),
         *_prompt_sections(outcome.ranked.prompts),
-        *_record_sections(folder, outcome),
+        *_skipped_sections(outcome),
+        *record_sections(RunFiles(folder)),
     ]
     return ReportPage(
         title=f"Rankings of {folder.name}",
@@ -273,10 +276,9 @@ def _as_text(prompt: object) -> str:
     return str(prompt)
 
 
-def _record_sections(folder: Path, outcome: Outcome) -> list[Section]:
-    files = RunFiles(folder)
-    listings = [Listing("Configuration", files.config_path.read_text(encoding="utf-8"))]
-    if outcome.judged.skipped:
-        lines = outcome.judged.skipped[:_SHOWN_SKIPPED]
-        listings.insert(0, Listing(f"Skipped rows ({len(lines)} of {len(outcome.judged.skipped)})", "\n".join(lines)))
-    return [Section("Record", "What this run was started with.", listings=listings)]
+def _skipped_sections(outcome: Outcome) -> list[Section]:
+    if not outcome.judged.skipped:
+        return []
+    lines = outcome.judged.skipped[:_SHOWN_SKIPPED]
+    listing = Listing(f"Skipped rows ({len(lines)} of {len(outcome.judged.skipped)})", "\n".join(lines))
+    return [Section("Skipped", "Rows that could not be read.", listings=[listing])]

@@ -50,12 +50,13 @@ def reward_page(run_folder_path: Path, examples: Sequence[Mapping[str, Any]]) ->
     if summary["accuracy"] is None:
         return page
     rows = [row for row in files.read_metrics() if "rm/eval_loss" in row]
-    charts = [section for section in page.sections if section.title != "Summary"]
+    setting = [section for section in page.sections if section.title == "Setting"]
+    charts = [section for section in page.sections if section.title not in ("Setting", "Summary")]
     return replace(
         page,
         verdicts=[*verdicts_on(summary), *page.verdicts],
         headlines=_headlines(summary),
-        sections=[*measured_sections(summary, rows), *_example_sections(examples), *charts],
+        sections=[*setting, *measured_sections(summary, rows), *_example_sections(examples), *charts],
     )
 
 

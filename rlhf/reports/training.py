@@ -5,14 +5,17 @@ Owns the reading of a run folder into a page. A stage with more to say adds sect
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from rlhf.reports.charts import Chart, Series
+from rlhf.reports.frontier import run_frontier
 from rlhf.reports.health import alerts_in, health_sections, health_verdicts
 from rlhf.reports.over_optimisation import over_optimisation
-from rlhf.reports.page import Answer, Cell, Headline, Listing, ReportPage, Sample, Section, Table, Verdict, is_number
+from rlhf.reports.page import Cell, Headline, ReportPage, Section, Table, Verdict, is_number
+from rlhf.reports.record import record_sections, setting_sections
+from rlhf.reports.samples import sample_sections
 from rlhf.runtime.health.monitor import HEALTH_SUMMARY
 from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.health.training import NON_FINITE_METRIC
@@ -22,7 +25,6 @@ from rlhf.runtime.run_folder import Row, RunFiles
 _GROUP_TITLES = {"rm": "Reward model", "eval": "Evaluation", "perf": "Performance", "sync": "Weight sync"}
 _SMOOTH_ABOVE_STEPS = 40
 _SMOOTHING_WINDOWS = 20
-_SHOWN_PROMPTS = 8
 _SHOWN_HEADLINES = 8
 _SHOWN_NON_FINITE = 5
 
@@ -40,10 +42,12 @@ def generic_training_page(run_folder_path: str | Path, title: str = "") -> Repor
     rows, summary, alerts = files.read_metrics(), files.read_summary(), alerts_in(files)
     stops, exploitation = over_optimisation(rows, files.read_config() if files.config_path.exists() else {})
     sections = [
+        *setting_sections(files),
         *_summary_sections(summary),
         *exploitation,
+        *run_frontier(rows),
         *health_sections(alerts),
-        *_sample_sections(files.read_samples()),
+        *sample_sections(files.read_samples()),
         *metric_sections(rows),
     ]
     return ReportPage(
@@ -51,7 +55,7 @@ def generic_training_page(run_folder_path: str | Path, title: str = "") -> Repor
         subtitle=_subtitle(rows),
         verdicts=[*stops, *_health(alerts, summary), *_verdicts(_untold(rows, alerts), finished=bool(summary))],
         headlines=_headlines(summary),
-        sections=[*sections, *_record_sections(files)],
+        sections=[*sections, *record_sections(files)],
     )
 
 
@@ -193,41 +197,3 @@ def _summary_sections(summary: Row) -> list[Section]:
 
 def _plain(value: object) -> Cell:
     return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
-
-
-def _sample_sections(rows: Sequence[Row]) -> list[Section]:
-    """First, middle and last answers to the same prompts."""
-    by_prompt: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        # PPO's table also holds responses of single steps, whose prompts differ from step to step.
-        if row.get("kind", "fixed") != "fixed":
-            continue
-        by_prompt.setdefault(_as_text(row.get("prompt", "")), {}).setdefault(cast(int, row["step"]), row)
-    samples = [_sample(prompt, answers) for prompt, answers in list(by_prompt.items())[:_SHOWN_PROMPTS]]
-    text = "The same prompts, followed through training."
-    return [Section("Samples", text, samples=samples)] if samples else []
-
-
-def _sample(prompt: str, by_step: dict[int, Row]) -> Sample:
-    steps = sorted(by_step)
-    shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
-    return Sample(prompt, [_answer(step, by_step[step]) for step in shown])
-
-
-def _answer(step: int, row: Row) -> Answer:
-    scores = {key: cast(Cell, value) for key, value in row.items() if key != "step" and is_number(cast(Cell, value))}
-    return Answer(f"step {step}", _as_text(row.get("response", "")), scores)
-
-
-def _as_text(value: object) -> str:
-    """A text, or a conversation as one line a turn."""
-    if isinstance(value, list):
-        turns = cast(Iterable[dict[str, object]], value)
-        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in turns)
-    return str(value)
-
-
-def _record_sections(files: RunFiles) -> list[Section]:
-    titled = (("Configuration", files.config_path), ("Environment", files.environment_path))
-    listings = [Listing(title, path.read_text(encoding="utf-8")) for title, path in titled if path.exists()]
-    return [Section("Record", "What this run was started with.", listings=listings)] if listings else []

@@ -292,7 +292,7 @@ def test_the_page_shows_all_of_it_and_is_written_again_the_same(whole: RunFiles)
     assert "fewer gave no verdict on" in html
     assert "<ins>" in html
     assert "<del>" in html
-    page = whole.path.parent / "again.html"
+    page = whole.path / "again.html"
     report(ReportConfig(runs=(str(whole.path),), output=str(page)), resume=False)
     assert page.read_text() == html
 

@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.evaluation.page import word_diff
 from rlhf.evaluation.verdicts import peak_verdict, verdicts_on
-from rlhf.reports.page import Part
 
 
 def rate(name: str, mean: float, half: float = 0.05) -> dict[str, float]:
@@ -86,11 +84,3 @@ def test_a_peak_is_a_place_to_stop_only_where_it_is_certain():
     assert unsure.status == "neutral"
     assert "to beyond the last point" in unsure.text
     assert peak_verdict(peak | {"kl": None, "is_passed": False}).text.startswith("g has no peak over the KL up to 9.00")
-
-
-def test_words_that_only_one_text_has_are_marked_and_nothing_is_lost():
-    before, after = word_diff("mia is at  the mill.", "mia, my dear, is at  the mill.")
-    assert before == [Part("mia", "removed"), Part(" is at  the mill.")]
-    assert after == [Part("mia, my dear,", "added"), Part(" is at  the mill.")]
-    assert word_diff("", "new") == ([], [Part("new", "added")])
-    assert word_diff("same", "same") == ([Part("same")], [Part("same")])

@@ -42,7 +42,7 @@ def test_alerts_stand_at_the_top_of_the_report_once_and_not_in_the_summary_table
     assert [verdict.text for verdict in page.verdicts] == [
         "Step 2: non_finite_metric at 2 (non_finite_metric). Lower a.b."
     ]
-    assert page.sections[0].title == "Health"
+    assert [section.title for section in page.sections[:2]] == ["Setting", "Health"]
     assert "Because of x." in render_page(page)
 
 

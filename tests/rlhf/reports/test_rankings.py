@@ -64,7 +64,7 @@ def test_many_models_are_drawn_by_rank_and_the_rest_is_in_the_file(tmp_path: Pat
 def test_few_models_are_drawn_by_name_with_their_intervals(tmp_path: Path) -> None:
     page = page_of(tmp_path, [battle("ant", "bee")] * 3, {"kind": "battles"})
 
-    (chart, _) = page.sections[0].charts
+    (chart, _) = next(section for section in page.sections if section.title == "Models").charts
     assert chart.categories == ["ant", "bee"]
     (series,) = chart.series
     assert series.low is not None

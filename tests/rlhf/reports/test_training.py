@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.reports.page import render_page
+from rlhf.reports.page import ReportPage, Section, render_page
 from rlhf.reports.training import centred_mean, generic_training_page, metric_chart, metric_sections
 from rlhf.runtime.run_folder import RunFolder
 
@@ -21,16 +21,20 @@ def finished_run(path: Path, steps: int = 4) -> None:
         folder.write_summary({"gold_win_rate": 0.75, "sft": {"kl": 0.0}, "ppo": {"kl": 3.5, "gold_win_rate": 0.75}})
 
 
+def named(page: ReportPage, title: str) -> Section:
+    return next(section for section in page.sections if section.title == title)
+
+
 def test_metrics_are_grouped_in_documented_order_and_constants_listed_apart(tmp_path: Path) -> None:
     finished_run(tmp_path)
     page = generic_training_page(tmp_path, "My run")
     assert [section.title for section in page.sections] == [
-        "Summary", "Samples", "Objective", "Loss", "Evaluation", "Unchanged", "Record",
+        "Setting", "Summary", "Samples", "Objective", "Loss", "Evaluation", "Unchanged", "Record",
     ]  # fmt: skip
-    assert [[chart.title for chart in section.charts] for section in page.sections[2:5]] == [
+    assert [[chart.title for chart in section.charts] for section in page.sections[3:6]] == [
         ["objective/kl"], ["loss/policy"], ["eval/win_rate"],
     ]  # fmt: skip
-    (unchanged,) = page.sections[5].tables
+    (unchanged,) = page.sections[6].tables
     assert [row[:2] for row in unchanged.rows] == [["rollout/dropped", 0.0], ["time/step", 40.0]]
     assert page.title == "My run"
     assert page.subtitle == "4 steps logged, the last is 4 in 2 min 40 s."
@@ -49,14 +53,14 @@ def test_summary_numbers_and_parts_are_shown(tmp_path: Path) -> None:
     finished_run(tmp_path)
     page = generic_training_page(tmp_path)
     assert [(headline.label, headline.value) for headline in page.headlines] == [("gold win rate", 0.75)]
-    (table,) = page.sections[0].tables
+    (table,) = named(page, "Summary").tables
     assert list(table.columns) == ["", "kl", "gold win rate"]
     assert table.rows == [["sft", 0.0, None], ["ppo", 3.5, 0.75]]
 
 
 def test_samples_follow_a_prompt_from_first_to_last(tmp_path: Path) -> None:
     finished_run(tmp_path)
-    (sample,) = generic_training_page(tmp_path).sections[1].samples
+    (sample,) = named(generic_training_page(tmp_path), "Samples").samples
     assert [(answer.name, answer.text) for answer in sample.answers] == [
         ("step 1", "r1"),
         ("step 3", "r3"),
@@ -70,14 +74,14 @@ def test_responses_of_single_steps_are_not_taken_for_followed_prompts(tmp_path: 
         for step in (0, 4):
             rows = [{"kind": kind, "prompt": "Once", "response": f"{kind} {step}"} for kind in ("worst", "fixed")]
             folder.append_samples(step, rows)
-    (sample,) = generic_training_page(tmp_path).sections[0].samples
+    (sample,) = named(generic_training_page(tmp_path), "Samples").samples
     assert [answer.text for answer in sample.answers] == ["fixed 0", "fixed 4"]
 
 
 def test_a_conversation_is_shown_turn_by_turn(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, {}) as folder:
         folder.append_samples(0, [{"prompt": [{"role": "user", "content": "Hi"}], "response": "Hello"}])
-    (sample,) = generic_training_page(tmp_path).sections[0].samples
+    (sample,) = named(generic_training_page(tmp_path), "Samples").samples
     assert sample.prompt == "user: Hi"
 
 
