@@ -41,6 +41,13 @@ class Stage:
 
 _ALL = (
     Stage(
+        name="corpus",
+        summary="clean and deduplicate text for pretraining, and tell what each rule took away",
+        config="rlhf.corpus.config:CorpusConfig",
+        run="rlhf.corpus.command:run",
+        examples=("configs/tiny/corpus.yaml", "configs/tiny/corpus.yaml data.train=pages.jsonl.gz c4.braces=false"),
+    ),
+    Stage(
         name="pretrain",
         summary="train a causal language model from scratch, or continue one",
         config="rlhf.config:PretrainConfig",

@@ -121,17 +121,25 @@ def require_texts(
     texts: list[str] = []
     skipped: list[str] = []
     for number, row in enumerate(rows):
-        text = row.get("text")
-        if isinstance(text, str) and text:
-            texts.append(text)
+        found = text_problem(row)
+        if found is None:
+            texts.append(row["text"])
             continue
-        problem = f"{source}, row {number}: text is {text!r}; a text of at least one character is needed"
+        problem = f"{source}, row {number}: {found}"
         if on_bad_row == "error":
             raise ValueError(f"{problem}; or set data.on_bad_row=skip")
         skipped.append(problem)
     if not texts:
         raise ValueError(f"{source}: no row has a text; give rows with the field `text`")
     return texts, skipped
+
+
+def text_problem(row: Row) -> str | None:
+    """What is wrong with the column `text` of a row; None where it holds a text."""
+    text = row.get("text")
+    if isinstance(text, str) and text:
+        return None
+    return f"text is {text!r}; a text of at least one character is needed"
 
 
 def encode_documents(

@@ -31,6 +31,7 @@ HOMES = {
     "wandb_workspaces": ("rlhf/dashboard/workspace.py",),
     "mlflow": ("rlhf/runtime/sinks/mlflow.py",),
     "trl": ("rlhf/trainers/trl_sft.py", "rlhf/trainers/trl_dpo.py"),
+    "datasketch": ("rlhf/corpus/near_duplicates.py",),
     "bitsandbytes": ("policies/quantization.py",),
 }
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
