@@ -37,6 +37,9 @@ class LoraTuning(StrictModel):
     """Module names to adapt; "all-linear" is every linear layer except the output layer."""
 
 
+TokenizerKind = Literal["bpe", "wordpiece", "unigram"]
+"""How a new tokenizer cuts text (`policies.tokenizer_models`)."""
+
 Quantization = Literal["none", "int8", "nf4"]
 
 Tuning = Annotated[FullTuning | LoraTuning, Field(discriminator="kind")]

@@ -1,10 +1,10 @@
 """Configuration of `rlhf pretrain`."""
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from pydantic import Field, model_validator
 
-from policies.config import ArchitectureConfig, StrictModel
+from policies.config import ArchitectureConfig, StrictModel, TokenizerKind
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig
 from rlhf.runtime.config import CheckpointConfig, RanksConfig
 
@@ -17,15 +17,32 @@ class PretrainModelConfig(StrictModel):
     architecture: ArchitectureConfig | None = None
     """Shape of a new model; null when `path` is given."""
     vocabulary_size: int | None = Field(default=None, ge=260)
-    """Byte-level BPE tokenizer of this many tokens, trained on `data.train`; null when `path` is given."""
+    """Tokens of a new byte-level tokenizer, trained on `data.train`; null when `path` is given, or `tokenizer` names a
+    folder."""
+    tokenizer: str | None = None
+    """`bpe`, `wordpiece` (520 tokens or more) or `unigram` for a new tokenizer, or the folder of one that exists, such
+    as `rlhf tokenizers` leaves; null is `bpe`, or the tokenizer of `path`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; `auto` takes the GPU that the process sees, else the CPU."""
 
+    @property
+    def new_tokenizer(self) -> TokenizerKind | None:
+        """Kind of the tokenizer to train; None where one exists."""
+        kind = self.tokenizer or ("bpe" if self.path is None else None)
+        return cast(TokenizerKind, kind) if kind in get_args(TokenizerKind) else None
+
     @model_validator(mode="after")
     def _one_source(self) -> "PretrainModelConfig":
-        new = self.architecture is not None and self.vocabulary_size is not None
-        if (self.path is None) != new or (self.path and (self.architecture or self.vocabulary_size)):
-            raise ValueError("give either path (continue) or both architecture and vocabulary_size (new model)")
+        is_new = self.tokenizer is None or self.tokenizer in get_args(TokenizerKind)
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give either path (continue) or architecture (new model)")
+        if self.path is not None and (self.vocabulary_size or self.tokenizer):
+            raise ValueError("the model of path has a tokenizer; leave vocabulary_size and tokenizer null")
+        if self.path is None and is_new != (self.vocabulary_size is not None):
+            raise ValueError(
+                f"tokenizer={self.tokenizer}: a new tokenizer ({' | '.join(get_args(TokenizerKind))}) needs "
+                "vocabulary_size, the folder of one that exists has its own"
+            )
         return self
 
 
@@ -59,3 +76,12 @@ class PretrainConfig(StageConfig):
     """Processes that train together."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When states are saved."""
+
+    @model_validator(mode="after")
+    def _ranks_agree_on_the_tokenizer(self) -> "PretrainConfig":
+        if self.ranks.workers > 1 and self.model.new_tokenizer == "unigram":
+            raise ValueError(
+                f"model.tokenizer=unigram with ranks.workers={self.ranks.workers}: every rank would train a slightly "
+                "different one; train it with `rlhf tokenizers` and give its folder as model.tokenizer"
+            )
+        return self

@@ -8,18 +8,20 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from policies.attention import trains_faster_unfused
 from policies.causal import CausalPolicy
-from policies.checkpoint import save_model
+from policies.checkpoint import atomic_folder, save_model
 from policies.config import ModelConfig
 from policies.loading import Backbone, load_backbone, random_backbone, resolve_device
 from policies.sequences import pad_texts
-from policies.tokenization import train_tokenizer
+from policies.tokenization import load_tokenizer_folder, train_tokenizer
 from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
 from rlhf.config import PretrainConfig, PretrainModelConfig
 from rlhf.data import load_rows
@@ -45,6 +47,9 @@ from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, r
 
 Metrics = dict[str, float]
 
+TOKENIZER_FOLDER = "tokenizer"
+"""Folder of run_dir with the tokenizer that a run has trained."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +71,7 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
 
 def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     """`run` on one of several ranks; the first one owns the run folder and the terminal."""
-    inputs = PretrainInputs(config)
+    inputs = read_inputs(config, resume=resume)
     ranks.require_same("the model to train", lambda: inputs.backbone.fingerprint)
     if not ranks.is_first:
         follower = Pretrainer(config, inputs, None, ranks)
@@ -76,6 +81,7 @@ def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None
         follower.train()
         return
     with open_training_run(config, resume=resume, stage="pretrain", total_steps=config.steps) as run:
+        keep_tokenizer(run.folder.path / TOKENIZER_FOLDER, config, inputs.backbone)
         trainer = Pretrainer(config, inputs, run, ranks)
         if run.checkpoint is not None:
             trainer.restore(run.checkpoint)
@@ -87,6 +93,7 @@ def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None
         write_report(path, generic_training_page(path, f"Pretraining of {path.name}"))
 
 
+@dataclass(frozen=True, slots=True)
 class PretrainInputs:
     """The data and the model of a run, ready to train.
 
@@ -97,32 +104,61 @@ class PretrainInputs:
         backbone: The model, from random weights or from `model.path`.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.texts, self.skipped = self._texts(config, config.data.train, "data.train")
-        held_out: list[str] = []
-        if config.data.eval is not None:
-            held_out, skipped = self._texts(config, config.data.eval, "data.eval")
-            self.skipped = [*self.skipped, *skipped]
-        self.backbone = build_backbone(config.model, self.texts, seed=config.seed)
-        _require_context(config.sequence_tokens, self.backbone)
-        context = self.backbone.context_tokens
-        self.held_out: list[TokenIds] = encode_documents(held_out, self.backbone.tokenizer, max_tokens=context)
-        for line in self.skipped:
-            logger.warning("skipped %s", line)
-
-    @staticmethod
-    def _texts(config: PretrainConfig, source: str, field: str) -> tuple[list[str], list[str]]:
-        rows = load_rows(source, field=field)
-        return require_texts(rows, source=f"{field}={source}", on_bad_row=config.data.on_bad_row)
+    texts: Sequence[str]
+    held_out: Sequence[TokenIds]
+    skipped: Sequence[str]
+    backbone: Backbone
 
 
-def build_backbone(config: PretrainModelConfig, texts: Sequence[str], *, seed: int) -> Backbone:
-    """The model to train: loaded from `path`, or random with a tokenizer trained on `texts`."""
+def read_inputs(config: PretrainConfig, *, resume: bool) -> PretrainInputs:
+    """Reads the data and builds the model that a configuration names; with `resume`, on the tokenizer of its start.
+
+    Raises:
+        ValueError: what the user can fix.
+    """
+    texts, skipped = _texts(config, config.data.train, "data.train")
+    held_out: list[str] = []
+    if config.data.eval is not None:
+        held_out, more = _texts(config, config.data.eval, "data.eval")
+        skipped += more
+    trained = Path(config.run_dir) / TOKENIZER_FOLDER
+    backbone = build_backbone(config.model, texts, seed=config.seed, trained_tokenizer=trained if resume else None)
+    _require_context(config.sequence_tokens, backbone)
+    for line in skipped:
+        logger.warning("skipped %s", line)
+    encoded = encode_documents(held_out, backbone.tokenizer, max_tokens=backbone.context_tokens)
+    return PretrainInputs(texts, encoded, skipped, backbone)
+
+
+def _texts(config: PretrainConfig, source: str, field: str) -> tuple[list[str], list[str]]:
+    rows = load_rows(source, field=field)
+    return require_texts(rows, source=f"{field}={source}", on_bad_row=config.data.on_bad_row)
+
+
+def build_backbone(
+    config: PretrainModelConfig, texts: Sequence[str], *, seed: int, trained_tokenizer: Path | None = None
+) -> Backbone:
+    """The model to train: loaded from `path`, or random with the tokenizer that `tokenizer` says.
+
+    Args:
+        config: The model.
+        texts: What a new tokenizer is trained on.
+        seed: Of random weights.
+        trained_tokenizer: Folder that holds the new tokenizer once it has been trained.
+
+    Raises:
+        ValueError: what the user can fix.
+    """
     if config.path is not None:
         return load_backbone(ModelConfig(path=config.path, device=config.device))
     assert config.architecture is not None, "the config has checked that there is a path or an architecture"
-    assert config.vocabulary_size is not None, "the config has checked that an architecture has a vocabulary size"
-    tokenizer = train_tokenizer(texts, vocabulary_size=config.vocabulary_size)
+    if trained_tokenizer is not None and trained_tokenizer.is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(trained_tokenizer)
+    elif config.new_tokenizer is None:
+        tokenizer = load_tokenizer_folder(str(config.tokenizer), field="model.tokenizer")
+    else:
+        assert config.vocabulary_size is not None, "the config has checked that a new tokenizer has a size"
+        tokenizer = train_tokenizer(texts, vocabulary_size=config.vocabulary_size, kind=config.new_tokenizer)
     tokenizer.model_max_length = config.architecture.context_tokens
     return random_backbone(config.architecture, tokenizer, seed=seed, device=resolve_device(config.device))
 
@@ -265,6 +301,11 @@ class Pretrainer:
         state = TrainingState(self._steps_done, tensors, values)
         self._checkpoints.save(state)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self._tokens
+
     def summary(self, folder: RunFolder) -> dict[str, Any]:
         """What the run came to, once it has ended."""
         rows = folder.read_metrics()
@@ -282,6 +323,13 @@ class Pretrainer:
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
             **self._checkpoints.summary(),
         }
+
+
+def keep_tokenizer(target: Path, config: PretrainConfig, backbone: Backbone) -> None:
+    """Writes the tokenizer that a run has trained, once, for `--resume`: training it again may give another."""
+    if config.model.new_tokenizer is not None and not target.is_dir():
+        with atomic_folder(target) as aside:
+            backbone.tokenizer.save_pretrained(aside)
 
 
 def save_pretrained(target: Path, backbone: Backbone, config: PretrainConfig) -> None:
