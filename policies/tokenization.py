@@ -72,9 +72,7 @@ def load_tokenizer_folder(path: str, *, field: str) -> PreTrainedTokenizerBase:
         ValueError: if there is none, or it lacks a padding or end-of-sequence token.
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
-        raise ValueError(
-            f"{field}={path!r}: no folder with tokenizer_config.json; name that of a saved tokenizer"
-        )
+        raise ValueError(f"{field}={path!r}: no folder with tokenizer_config.json; name that of a saved tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(path)
     for name in ("eos_token", "pad_token"):
         if getattr(tokenizer, name) is None:

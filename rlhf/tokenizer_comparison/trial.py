@@ -16,7 +16,8 @@ from policies.loading import random_backbone, resolve_device
 from rlhf.config import PretrainConfig
 from rlhf.text_stream import encode_documents
 from rlhf.tokenizer_comparison.config import TokenizersConfig, TrialConfig
-from rlhf.trainers.pretrain import Pretrainer, PretrainInputs
+from rlhf.trainers.pretrain import Pretrainer
+from rlhf.trainers.pretrain_inputs import PretrainInputs
 
 _WORD_WITH_SPACE = re.compile(r"\s*\S+|\s+$")
 
