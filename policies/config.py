@@ -171,6 +171,9 @@ class HeadTuning(StrictModel):
     """Tag of this variant."""
 
 
+TokenizerKind = Literal["bpe", "wordpiece", "unigram"]
+"""How a new tokenizer cuts text (`policies.tokenizer_models`)."""
+
 Quantization = Literal["none", "int8", "nf4"]
 
 VirtualTokenTuning = PrefixTuning | PTuningV2 | PromptTuning | PTuning

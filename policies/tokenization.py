@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from policies.config import ModelConfig
+from policies.config import ModelConfig, TokenizerKind
 from policies.sources import ModelSource, resolve_source, unreachable
+from policies.tokenizer_models import train_model
 
 TokenIds = NDArray[np.int32]
 Message = Mapping[str, Any]
@@ -57,6 +58,25 @@ def load_tokenizer(config: ModelConfig, *, field: str = "model") -> PreTrainedTo
             )
     if config.chat_template is not None:
         tokenizer.chat_template = config.chat_template
+    return tokenizer
+
+
+def load_tokenizer_folder(path: str, *, field: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that lies alone in a folder.
+
+    Args:
+        path: The folder.
+        field: Configuration key that errors name.
+
+    Raises:
+        ValueError: if there is none, or it lacks a padding or end-of-sequence token.
+    """
+    if not (Path(path) / "tokenizer_config.json").is_file():
+        raise ValueError(f"{field}={path!r}: no folder with tokenizer_config.json; name that of a saved tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for name in ("eos_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"{field}={path!r}: the tokenizer has no {name}; set one and save it again")
     return tokenizer
 
 
@@ -126,25 +146,23 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(mapping).encode()).hexdigest()[:32]
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on text; it has every byte, so any text can be encoded and decoded back.
+def train_tokenizer(
+    texts: Iterable[str], *, vocabulary_size: int, kind: TokenizerKind = "bpe"
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer trained on text; it has every byte, so any text can be encoded and decoded back.
 
     It puts `<bos>` in front of a prompt, and has `<eos>` and a `<pad>` of its own.
 
     Args:
         texts: training corpus.
         vocabulary_size: upper bound of the number of tokens, the three special ones and the 256 bytes included.
+        kind: see `policies.tokenizer_models`.
+
+    Raises:
+        ValueError: if the vocabulary is too small for the kind.
     """
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[PAD_TOKEN, BOS_TOKEN, EOS_TOKEN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    special_tokens = (PAD_TOKEN, BOS_TOKEN, EOS_TOKEN)
+    backend = train_model(texts, kind, vocabulary_size=vocabulary_size, special_tokens=special_tokens)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, backend.token_to_id(BOS_TOKEN))]
     )

@@ -17,7 +17,10 @@ know what a stage needs of a row.
 import gzip
 import json
 import re
+import sys
 import zlib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,13 +50,39 @@ def load_rows(source: str, *, field: str = "data.train") -> list[Row]:
     """
     match = _SLICE.fullmatch(source)
     location = match["location"] if match else source
-    rows = _read(location, field)
+    rows = list(_stream(location, field))
     selected = rows[_bound(match["start"], len(rows)) : _bound(match["stop"], len(rows))] if match else rows
     if not selected:
         raise ValueError(
             f"{field}={source}: no rows ({location} holds {len(rows)}); at least one is needed: check file and slice"
         )
     return selected
+
+
+def stream_rows(source: str, *, field: str = "data.train") -> Iterator[Row]:
+    """The rows of `source` one at a time: of JSON Lines, Parquet and CSV files no more than a few are in memory.
+
+    A slice with a negative bound or percentages reads the source twice, to count its rows.
+
+    Args:
+        source: As in `load_rows`.
+        field: Configuration key the source stands in, named by errors.
+
+    Raises:
+        ValueError: As `load_rows`; a broken line is named when it is reached.
+    """
+    match = _SLICE.fullmatch(source)
+    location = match["location"] if match else source
+    start, stop = (match["start"], match["stop"]) if match else (None, None)
+    is_counted = any(bound is not None and (bound[0] == "-" or bound[-1] == "%") for bound in (start, stop))
+    count = sum(1 for _ in _stream(location, field)) if is_counted else sys.maxsize
+    first, last, _ = slice(_bound(start, count), _bound(stop, count)).indices(count)
+    is_empty = True
+    for row in islice(_stream(location, field), first, max(first, last)):
+        is_empty = False
+        yield row
+    if is_empty:
+        raise ValueError(f"{field}={source}: no rows; at least one is needed: check file and slice")
 
 
 def _bound(text: str | None, count: int) -> int | None:
@@ -63,16 +92,19 @@ def _bound(text: str | None, count: int) -> int | None:
     return int(text[:-1]) * count // 100 if text.endswith("%") else int(text)
 
 
-def _read(location: str, field: str) -> list[Row]:
+def _stream(location: str, field: str) -> Iterator[Row]:
+    """The rows of a source without slice."""
     if location.startswith(EMBEDDED_PREFIX):
-        return _read_embedded(location, field)
+        yield from _read_embedded(location, field)
+        return
     file_name = _FILE_NAME.fullmatch(location)
     if file_name:
-        return _read_file(Path(location), file_name["format"].lower(), field)
+        yield from _stream_file(Path(location), file_name["format"].lower(), field)
+        return
     hub_name = _HUB_NAME.fullmatch(location)
-    if hub_name and not Path(location).exists():
-        return _read_hub(hub_name, field)
-    raise ValueError(f"{field}={location}: not a data source; allowed are {_ALLOWED}")
+    if not hub_name or Path(location).exists():
+        raise ValueError(f"{field}={location}: not a data source; allowed are {_ALLOWED}")
+    yield from _read_hub(hub_name, field)
 
 
 def _read_embedded(location: str, field: str) -> list[Row]:
@@ -82,15 +114,15 @@ def _read_embedded(location: str, field: str) -> list[Row]:
         raise ValueError(f"{field}: {error}") from error
 
 
-def _read_file(path: Path, format_name: str, field: str) -> list[Row]:
+def _stream_file(path: Path, format_name: str, field: str) -> Iterator[Row]:
     if not path.is_file():
         raise ValueError(
             f"{field}={path}: no such file; allowed are {_ALLOWED} "
             "(the example data under ../shared/data is optional and comes separately)"
         )
-    reader = _read_json if format_name in ("json", "jsonl") else _read_table
+    reader = _stream_json if format_name in ("json", "jsonl") else _stream_table
     try:
-        return reader(path, format_name)
+        yield from reader(path, format_name)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -98,23 +130,29 @@ def _read_file(path: Path, format_name: str, field: str) -> list[Row]:
         ) from error
 
 
-def _read_table(path: Path, format_name: str) -> list[Row]:
+def _stream_table(path: Path, format_name: str) -> Iterator[Row]:
     """Parquet or CSV through `datasets`, streamed, so that no second copy lands in its cache folder."""
     # Without this, pandas turns the texts "NA", "null" and "None" into missing values.
     options: dict[str, Any] = {"keep_default_na": False} if format_name == "csv" else {}
-    table = load_dataset(format_name, data_files=str(path), split="train", streaming=True, **options)
-    return cast(list[Row], list(table))
+    yield from cast(Iterator[Row], load_dataset(
+        format_name, data_files=str(path), split="train", streaming=True, **options
+    ))  # fmt: skip
 
 
-def _read_json(path: Path, format_name: str) -> list[Row]:
-    """JSON Lines, or for `.json` also one list of objects."""
+def _stream_json(path: Path, format_name: str) -> Iterator[Row]:
+    """JSON Lines, or for `.json` also one list of objects, which is read whole."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        # Only "\n" ends a line: JSON strings may hold the other separators that `str.splitlines` cuts at.
-        text = cast(str, file.read())
-    if format_name == "json" and text.lstrip().startswith("["):
-        return [_require_object(row, f"row {number}") for number, row in enumerate(json.loads(text))]
-    return [_parse_line(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    # Only "\n" ends a line: JSON strings may hold the other separators that `str.splitlines` cuts at.
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        if format_name == "json":
+            text = cast(str, file.read())
+            if text.lstrip().startswith("["):
+                yield from (_require_object(row, f"row {number}") for number, row in enumerate(json.loads(text)))
+                return
+            lines = iter(text.split("\n"))
+        else:
+            lines = cast(Iterator[str], iter(file))
+        yield from (_parse_line(line, number) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _parse_line(line: str, number: int) -> Row:

@@ -41,6 +41,20 @@ class Stage:
 
 _ALL = (
     Stage(
+        name="corpus",
+        summary="clean and deduplicate text for pretraining, and tell what each rule took away",
+        config="rlhf.corpus.config:CorpusConfig",
+        run="rlhf.corpus.command:run",
+        examples=("configs/tiny/corpus.yaml", "configs/tiny/corpus.yaml data.train=pages.jsonl.gz c4.braces=false"),
+    ),
+    Stage(
+        name="tokenizers",
+        summary="compare tokenizers: tokens a word, bytes a token, round trip, and the loss per byte of a small model",
+        config="rlhf.tokenizer_comparison.config:TokenizersConfig",
+        run="rlhf.tokenizer_comparison.command:run",
+        examples=("configs/tiny/tokenizers.yaml", "configs/tiny/tokenizers.yaml data.train=pages.jsonl trial=null"),
+    ),
+    Stage(
         name="pretrain",
         summary="train a causal language model from scratch, or continue one",
         config="rlhf.config:PretrainConfig",

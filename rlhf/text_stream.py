@@ -19,10 +19,11 @@ from policies.sequences import pad_texts
 from policies.tokenization import encode_prompt
 from rlhf.row_shares import share_rows
 from rlhf.runtime.distributed import ALONE, Ranks
+from rlhf.sequence_filling import fill_sequences
 
 TokenIds = NDArray[np.int32]
 Row = Mapping[str, Any]
-Packing = Literal["concatenated", "documents"]
+Packing = Literal["concatenated", "documents", "packed"]
 
 
 class TextStream:
@@ -30,7 +31,8 @@ class TextStream:
 
     Each epoch is a fresh permutation of the documents. "concatenated" lays them end to end and cuts sequences; the rest
     that fills none is left out (another one each epoch), and a sequence may begin and end within a document.
-    "documents" makes each document a sequence, or several where it is longer, and packs nothing.
+    "documents" makes each document a sequence, or several where it is longer, and packs nothing. "packed" fills
+    sequences with whole documents; each of them is a row of its own, so that none sees another.
 
     Args:
         texts: At least one document.
@@ -50,7 +52,9 @@ class TextStream:
         packing: Packing = "concatenated",
     ) -> None:
         assert texts, "a text stream needs at least one document; `require_texts` refuses an empty set with a message"
-        documents = encode_documents(texts, tokenizer, max_tokens=sequence_tokens if packing == "documents" else None)
+        documents = encode_documents(
+            texts, tokenizer, max_tokens=None if packing == "concatenated" else sequence_tokens
+        )
         if packing == "concatenated" and tokenizer.bos_token_id == tokenizer.eos_token_id:
             # Models that end a document with the token that begins the next one saw one such token between two
             # documents, not two.
@@ -70,8 +74,12 @@ class TextStream:
         return self._epoch + self._position / len(self._sequences)
 
     def next(self, count: int) -> list[TokenIds]:
-        """The next `count` sequences, (T,) each, or (up to T,) with "documents"; not to be written to."""
-        return [self._next_sequence() for _ in range(count)]
+        """The rows of the next `count` sequences; not to be written to.
+
+        "concatenated" has a row of (T,) for each sequence, "documents" one of up to T tokens, "packed" several that
+        have up to T together.
+        """
+        return [row for _ in range(count) for row in self._next_sequence()]
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position in it, and the size of the corpus by which `load_state_dict` knows it again."""
@@ -91,23 +99,27 @@ class TextStream:
         self._epoch, self._position = state["epoch"], state["position"]
         self._sequences = self._lay_out(self._epoch)
 
-    def _next_sequence(self) -> TokenIds:
+    def _next_sequence(self) -> Sequence[TokenIds]:
         if self._position == len(self._sequences):
             self._epoch, self._position = self._epoch + 1, 0
             self._sequences = self._lay_out(self._epoch)
         self._position += 1
         return self._sequences[self._position - 1]
 
-    def _lay_out(self, epoch: int) -> Sequence[TokenIds]:
-        """Sequences of an epoch, at least one: a corpus shorter than a packed sequence is repeated to fill it."""
+    def _lay_out(self, epoch: int) -> Sequence[Sequence[TokenIds]]:
+        """Sequences of an epoch, at least one: a corpus shorter than a concatenated sequence is repeated to fill it."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._documents))
+        documents = [self._documents[index] for index in order]
         if self._packing == "documents":
-            return [self._documents[index] for index in order]
-        tokens = np.concatenate([self._documents[index] for index in order])
+            return [[document] for document in documents]
+        if self._packing == "packed":
+            groups = fill_sequences([len(document) for document in documents], self._sequence_tokens)
+            return [[documents[index] for index in group] for group in groups]
+        tokens = np.concatenate(documents)
         count = max(1, len(tokens) // self._sequence_tokens)
         sequences = np.resize(tokens, (count, self._sequence_tokens))
         sequences.flags.writeable = False
-        return list(sequences)
+        return [[sequence] for sequence in sequences]
 
 
 def require_texts(
@@ -121,17 +133,25 @@ def require_texts(
     texts: list[str] = []
     skipped: list[str] = []
     for number, row in enumerate(rows):
-        text = row.get("text")
-        if isinstance(text, str) and text:
-            texts.append(text)
+        found = text_problem(row)
+        if found is None:
+            texts.append(row["text"])
             continue
-        problem = f"{source}, row {number}: text is {text!r}; a text of at least one character is needed"
+        problem = f"{source}, row {number}: {found}"
         if on_bad_row == "error":
             raise ValueError(f"{problem}; or set data.on_bad_row=skip")
         skipped.append(problem)
     if not texts:
         raise ValueError(f"{source}: no row has a text; give rows with the field `text`")
     return texts, skipped
+
+
+def text_problem(row: Row) -> str | None:
+    """What is wrong with the column `text` of a row; None where it holds a text."""
+    text = row.get("text")
+    if isinstance(text, str) and text:
+        return None
+    return f"text is {text!r}; a text of at least one character is needed"
 
 
 def encode_documents(

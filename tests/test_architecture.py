@@ -32,6 +32,7 @@ HOMES = {
     "mlflow": ("rlhf/runtime/sinks/mlflow.py",),
     "trl": ("rlhf/trainers/trl_sft.py", "rlhf/trainers/trl_dpo.py"),
     "lm_eval": ("rlhf/evaluation/harness.py",),
+    "datasketch": ("rlhf/corpus/near_duplicates.py",),
     "bitsandbytes": ("policies/quantization.py",),
 }
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

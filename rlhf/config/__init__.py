@@ -35,7 +35,7 @@ from rlhf.config.dpo import DpoConfig, DpoDataConfig
 from rlhf.config.eval import EvalConfig, EvalDataConfig
 from rlhf.config.methods import MethodsConfig
 from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
-from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig
+from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig, SequencesRamp, SpikeConfig
 from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
 from rlhf.config.sft import SftConfig
@@ -77,7 +77,9 @@ __all__ = [
     "RewardConfig",
     "RewardDataConfig",
     "RlooAdvantages",
+    "SequencesRamp",
     "SftConfig",
+    "SpikeConfig",
     "StageConfig",
     "TrainedModelConfig",
 ]

@@ -5,6 +5,7 @@
     rankings         1000 prompts with 4 responses   rankings-eval         200
     prompts          1000 prompts                    prompts-eval          200
     choices-eval     200 questions with 4 choices
+    scraped          400 documents as a crawler finds them: menus, notices, copies and near copies of stories
     votes            300 prompts with 4 responses by different writers, each ranked by three of six raters
 
 The `-eval` sets tell of scenes that no other set holds. Owns sizes and names, and who votes; the other rows come from
@@ -19,6 +20,7 @@ from rlhf.quickstart.choices import choice_row
 from rlhf.quickstart.grammar import Split
 from rlhf.quickstart.labelers import LABELERS, rank
 from rlhf.quickstart.questions import Question
+from rlhf.quickstart.scraped import scraped_pages
 from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows, questions, ranking_rows
 from rlhf.quickstart.writers import WRITERS, sample_writer, write
 
@@ -113,6 +115,7 @@ EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
     "demonstrations-eval": lambda: _demonstrations(200, "eval"),
     "rankings": lambda: _rankings(1000, "train"),
     "rankings-eval": lambda: _rankings(200, "eval"),
+    "scraped": lambda: [{"text": page} for page in scraped_pages(400, SEED)],
     "votes": lambda: _votes(300),
     "choices-eval": lambda: _choices(200, "eval"),
     "prompts": lambda: _prompts(1000, "train"),

@@ -157,6 +157,9 @@ _DOCUMENTED = (
     Metric("progress/episodes", "responses", "Responses trained on since the start."),
     Metric("progress/epoch", "epochs", "Passes over the training data since the start."),
     Metric("progress/tokens", "tokens", "Tokens trained on since the start."),
+    Metric("progress/sequences_per_step", "sequences", "Sequences of the step; fewer while `sequences_ramp` rises."),
+    Metric("progress/rollbacks", "rollbacks", "How often the run was taken back to a checkpoint after a loss spike."),
+    Metric("progress/skipped_sequences", "sequences", "Training sequences passed over because of loss spikes."),
     Metric("progress/lr", "1", "Learning rate."),
 )
 

@@ -7,7 +7,7 @@ keys in `metric_registry.py`, the rules in `health/`.
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import cast
 
@@ -69,6 +69,11 @@ class MetricLogger:
         """Tells every sink of an alert: one of the health rules', or one of an error that ends the run."""
         for sink in self._sinks:
             sink.log_alert(alert)
+
+    def rewind(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Lets the health rules forget what they saw after the `rows` that stay; steps behind them come again."""
+        if self._health is not None:
+            self._health.restart(rows)
 
     def log_samples(self, step: int, rows: Rows) -> None:
         """Logs answers to the fixed prompts; `rows` hold plain values and the same fields every time."""

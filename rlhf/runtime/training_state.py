@@ -96,14 +96,21 @@ def save_checkpoint(
     return target
 
 
-def load_latest_checkpoint(checkpoints: Path) -> TrainingState | None:
+def load_latest_checkpoint(checkpoints: Path, *, not_after: int | None = None) -> TrainingState | None:
     """The newest intact checkpoint, or None where none was ever written; a damaged one is reported and passed over.
+
+    Args:
+        checkpoints: Folder of the checkpoints.
+        not_after: Latest step that counts; where all are later, the earliest does.
 
     Raises:
         NoIntactCheckpointError: if checkpoints exist and none of them is intact.
     """
     damaged: dict[Path, str] = {}
-    for folder in _folders(checkpoints):
+    folders = _folders(checkpoints)
+    if not_after is not None:
+        folders = [folder for folder in folders if folder.name <= _name(not_after)] or folders[-1:]
+    for folder in folders:
         try:
             state = _read_state(folder)
         except (OSError, ValueError) as error:

@@ -1,7 +1,8 @@
 """`rlhf pretrain`: a causal language model from text.
 
-Owns the loop: packed sequences in, optimizer steps, held-out perplexity, checkpoints, the final folder. Packing is
-`rlhf.text_stream`, the step from gradients to weights `rlhf.optimization`, the model `policies.loading`.
+Owns the loop: packed sequences in, optimizer steps, held-out perplexity, checkpoints, the final folder. What it
+starts from is `pretrain_inputs`, packing `rlhf.text_stream`, the step from gradients to weights `rlhf.optimization`,
+which loss is a spike `rlhf.loss_spikes`.
 """
 
 import logging
@@ -16,19 +17,18 @@ import torch
 from policies.attention import trains_faster_unfused
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
-from policies.config import ModelConfig
-from policies.loading import Backbone, load_backbone, random_backbone, resolve_device
+from policies.loading import Backbone
 from policies.sequences import pad_texts
-from policies.tokenization import train_tokenizer
 from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
-from rlhf.config import PretrainConfig, PretrainModelConfig
-from rlhf.data import load_rows
+from rlhf.config import PretrainConfig
 from rlhf.gradient_sums import sum_gradients
+from rlhf.loss_spikes import LossSpikeError, SpikeWatch
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.row_shares import share_rows
 from rlhf.runtime.distributed import ALONE, Ranks
+from rlhf.runtime.health.training import LOSS_ROLLED_BACK
 from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.run_folder import RunFiles, RunFolder
@@ -41,7 +41,8 @@ from rlhf.runtime.training_state import (
     with_owner,
 )
 from rlhf.stage_ranks import run_in_ranks
-from rlhf.text_stream import TextStream, TokenIds, encode_documents, mean_nll, require_texts
+from rlhf.text_stream import TextStream, TokenIds, mean_nll
+from rlhf.trainers.pretrain_inputs import TOKENIZER_FOLDER, PretrainInputs, keep_tokenizer, read_inputs
 
 Metrics = dict[str, float]
 
@@ -61,7 +62,7 @@ def run(config: PretrainConfig, *, resume: bool) -> None:
 
 def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     """`run` on one of several ranks; the first one owns the run folder and the terminal."""
-    inputs = PretrainInputs(config)
+    inputs = read_inputs(config, resume=resume)
     ranks.require_same("the model to train", lambda: inputs.backbone.fingerprint)
     if not ranks.is_first:
         follower = Pretrainer(config, inputs, None, ranks)
@@ -71,6 +72,7 @@ def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None
         follower.train()
         return
     with open_training_run(config, resume=resume, stage="pretrain", total_steps=config.steps) as run:
+        keep_tokenizer(run.folder.path / TOKENIZER_FOLDER, config, inputs.backbone)
         trainer = Pretrainer(config, inputs, run, ranks)
         if run.checkpoint is not None:
             trainer.restore(run.checkpoint)
@@ -80,46 +82,6 @@ def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None
         run.metrics.close(summary)
         path = run.folder.path
         write_report(path, generic_training_page(path, f"Pretraining of {path.name}"))
-
-
-class PretrainInputs:
-    """The data and the model of a run, ready to train.
-
-    Attributes:
-        texts: Training documents.
-        held_out: Held-out documents as token ids; empty without `data.eval`.
-        skipped: One line for each row that `on_bad_row=skip` left out.
-        backbone: The model, from random weights or from `model.path`.
-    """
-
-    def __init__(self, config: PretrainConfig) -> None:
-        self.texts, self.skipped = self._texts(config, config.data.train, "data.train")
-        held_out: list[str] = []
-        if config.data.eval is not None:
-            held_out, skipped = self._texts(config, config.data.eval, "data.eval")
-            self.skipped = [*self.skipped, *skipped]
-        self.backbone = build_backbone(config.model, self.texts, seed=config.seed)
-        _require_context(config.sequence_tokens, self.backbone)
-        context = self.backbone.context_tokens
-        self.held_out: list[TokenIds] = encode_documents(held_out, self.backbone.tokenizer, max_tokens=context)
-        for line in self.skipped:
-            logger.warning("skipped %s", line)
-
-    @staticmethod
-    def _texts(config: PretrainConfig, source: str, field: str) -> tuple[list[str], list[str]]:
-        rows = load_rows(source, field=field)
-        return require_texts(rows, source=f"{field}={source}", on_bad_row=config.data.on_bad_row)
-
-
-def build_backbone(config: PretrainModelConfig, texts: Sequence[str], *, seed: int) -> Backbone:
-    """The model to train: loaded from `path`, or random with a tokenizer trained on `texts`."""
-    if config.path is not None:
-        return load_backbone(ModelConfig(path=config.path, device=config.device))
-    assert config.architecture is not None, "the config has checked that there is a path or an architecture"
-    assert config.vocabulary_size is not None, "the config has checked that an architecture has a vocabulary size"
-    tokenizer = train_tokenizer(texts, vocabulary_size=config.vocabulary_size)
-    tokenizer.model_max_length = config.architecture.context_tokens
-    return random_backbone(config.architecture, tokenizer, seed=seed, device=resolve_device(config.device))
 
 
 class Pretrainer:
@@ -150,48 +112,66 @@ class Pretrainer:
         self._schedule = build_schedule(config.optimizer, config.steps)
         self._compute_dtype = resolve_compute_dtype(config.compute_dtype, self._backbone.device)
         self._steps_done = 0
-        folder = None if run is None else run.folder
-        self._checkpoints = KeptCheckpoints(folder, config.checkpoint, config.steps)
+        self._sequences_read = 0
+        self._spikes = None if config.spikes is None else SpikeWatch(config.spikes)
+        self._checkpoints = self._kept_checkpoints()
         self._tokens = 0
         self._logged_tokens = 0
         self._eval_loss = math.nan
 
     def train(self) -> None:
         """Steps to the end."""
+        if self._spikes is not None and self._steps_done == 0:
+            # A spike before the first checkpoint goes back to the start.
+            self._save()
         attention = self._training_attention()
         while self._steps_done < self._config.steps:
             started, position = time.perf_counter(), self._stream.state_dict()
             self._backbone.model.set_attn_implementation(attention)
             try:
                 metrics = self.step()
-            except NonFiniteLossError:
-                # Weights and moments are those before the bad step; the text must stand there, too.
-                self._stream.load_state_dict(position)
-                self._save()
-                raise
+            except (LossSpikeError, NonFiniteLossError) as error:
+                if self._spikes is None:
+                    # Weights and moments are those before the bad step; the text must stand there, too.
+                    self._stream.load_state_dict(position)
+                    self._save()
+                    raise
+                self._roll_back(self._spikes, error)
+                continue
             self._steps_done += 1
             self._after_step(metrics, started)
 
     def step(self) -> Metrics:
-        """One optimizer step on `sequences_per_step` sequences; the loss is the mean over all their tokens."""
-        config = self._config
-        sequences = self._stream.next(config.sequences_per_step)
-        lengths = [len(sequence) for sequence in sequences]
-        token_count = sum(lengths) - len(sequences)
+        """One optimizer step on the sequences that are due; the loss is the mean over all their tokens."""
+        config, count = self._config, sequences_due(self._config, self._tokens)
+        rows = self._stream.next(count)
+        self._sequences_read += count
+        lengths = [len(row) for row in rows]
+        token_count = sum(lengths) - len(rows)
         loss = torch.zeros((), device=self._backbone.device)
-        share = share_rows(lengths, self._ranks, token_budget=config.micro_batch_tokens, counts_padding=True)
+        with reduced_precision(self._backbone.device, self._compute_dtype):
+            counts_padding = not self._backbone.packs_rows
+        share = share_rows(lengths, self._ranks, token_budget=config.micro_batch_tokens, counts_padding=counts_padding)
         for group in share.groups:
-            micro_loss = self._nll_sum([sequences[index] for index in group]) / token_count
+            micro_loss = self._nll_sum([rows[index] for index in group]) / token_count
             micro_loss.backward()
             loss += micro_loss.detach()
         self._ranks.add_up(loss)
-        sum_gradients([parameter for _, parameter in self._parameters], self._ranks)
         mean = loss.item()
-        self._tokens += sum(lengths)
+        if self._spikes is not None:
+            self._spikes.check(mean)
+        sum_gradients([parameter for _, parameter in self._parameters], self._ranks)
         taken = optimizer_step(
             self._optimizer, config.optimizer, self._schedule, self._parameters, step=self._steps_done, loss=mean
         )
-        return {"loss/train": mean, "policy/grad_norm": taken.grad_norm, "progress/lr": taken.learning_rate}
+        self._tokens += sum(lengths)
+        metrics = {"loss/train": mean, "policy/grad_norm": taken.grad_norm, "progress/lr": taken.learning_rate}
+        if config.sequences_ramp is not None:
+            metrics["progress/sequences_per_step"] = float(count)
+        if self._spikes is not None:
+            self._spikes.accept(mean)
+            metrics |= self._spikes.metrics()
+        return metrics
 
     def evaluate(self) -> Metrics:
         """Held-out cross-entropy and perplexity, in float32, each document read by itself."""
@@ -206,7 +186,53 @@ class Pretrainer:
         self._stream.load_state_dict(state.values["text"])
         self._eval_loss = float(state.values["eval_loss"])
         self._tokens = self._logged_tokens = int(state.values["tokens"])
+        self._sequences_read = int(state.values["sequences"])
+        if self._spikes is not None:
+            self._spikes.load_state_dict(state.values["spikes"])
         self._steps_done = state.step
+
+    def _roll_back(self, spikes: SpikeWatch, error: LossSpikeError | NonFiniteLossError) -> None:
+        """Back to a good checkpoint, past the data since then, with what was written about the steps between dropped.
+
+        The checkpoint is written again with the new place in the text, so that a run that dies now goes on from there.
+
+        Raises:
+            RepeatedSpikesError: there were too many spikes.
+        """
+        config = self._config.spikes
+        assert config is not None, "there is a watch exactly where there is a configuration of it"
+        spiked_at, position, read = self._steps_done + 1, self._stream.state_dict(), self._sequences_read
+        checkpoints = RunFiles(self._config.run_dir).checkpoints_path
+        state = load_latest_checkpoint(checkpoints, not_after=self._steps_done - config.rewind_steps)
+        assert state is not None, "`train` has saved the start"
+        rollbacks, skipped = spikes.rollbacks, spikes.skipped_sequences
+        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()  # A checkpoint of the start has no moments.
+        self.restore(state)
+        spikes.rollbacks, spikes.skipped_sequences = rollbacks, skipped
+        self._stream.load_state_dict(position)
+        further = config.skip_steps * self._config.sequences_per_step
+        self._stream.next(further)
+        skipped_now = read - self._sequences_read + further
+        self._sequences_read = read + further
+        spikes.count_rollback(skipped_now)
+        self._ranks.total(0.0)  # Nobody writes the checkpoint again while others still read it.
+        if self._run is not None:
+            self._forget_steps(self._run)
+            reason = error.finding if isinstance(error, NonFiniteLossError) else error
+            finding = f"step {spiked_at}: {reason}; back to step {state.step}, {skipped_now} sequences skipped"
+            logger.warning("%s", finding)
+            self._run.metrics.log_alert(LOSS_ROLLED_BACK.alert(state.step, finding))
+
+    def _forget_steps(self, run: TrainingRun) -> None:
+        run.folder.truncate_after(self._steps_done)
+        run.metrics.rewind(run.folder.read_metrics())
+        self._checkpoints = self._kept_checkpoints()
+        self._save()
+
+    def _kept_checkpoints(self) -> KeptCheckpoints:
+        folder = None if self._run is None else self._run.folder
+        return KeptCheckpoints(folder, self._config.checkpoint, self._config.steps)
 
     def _nll_sum(self, sequences: Sequence[TokenIds]) -> torch.Tensor:
         batch = pad_texts(sequences, pad_id=self._backbone.pad_id, device=self._backbone.device)
@@ -255,10 +281,17 @@ class Pretrainer:
         values = {
             "text": self._stream.state_dict(),
             "tokens": self._logged_tokens,
+            "sequences": self._sequences_read,
+            "spikes": None if self._spikes is None else self._spikes.state_dict(),
             "eval_loss": str(self._eval_loss),
         }
         state = TrainingState(self._steps_done, tensors, values)
         self._checkpoints.save(state)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self._tokens
 
     def summary(self, folder: RunFolder) -> dict[str, Any]:
         """What the run came to, once it has ended."""
@@ -267,6 +300,11 @@ class Pretrainer:
         return {
             "steps": self._steps_done,
             "tokens": self._tokens,
+            **(
+                {}
+                if self._spikes is None
+                else {"rollbacks": self._spikes.rollbacks, "skipped_sequences": self._spikes.skipped_sequences}
+            ),
             "train_loss": rows[-1]["loss/train"],
             "eval_loss": self._eval_loss if has_held_out else None,
             "perplexity": math.exp(self._eval_loss) if has_held_out else None,
@@ -279,15 +317,15 @@ class Pretrainer:
         }
 
 
+def sequences_due(config: PretrainConfig, tokens: int) -> int:
+    """Sequences of the next step: first + (all - first) * min(tokens / ramp tokens, 1), rounded."""
+    ramp, full = config.sequences_ramp, config.sequences_per_step
+    if ramp is None:
+        return full
+    return round(ramp.first + (full - ramp.first) * min(tokens / ramp.tokens, 1.0))
+
+
 def save_pretrained(target: Path, backbone: Backbone, config: PretrainConfig) -> None:
     """Writes the model as it is now, as an ordinary Hugging Face folder."""
     metadata = {"stage": "pretrain", "started_from": config.model.path}
     save_model(target, backbone.model, backbone.tokenizer, metadata)
-
-
-def _require_context(sequence_tokens: int, backbone: Backbone) -> None:
-    if sequence_tokens > backbone.context_tokens:
-        raise ValueError(
-            f"sequence_tokens={sequence_tokens} exceeds the model's context of {backbone.context_tokens} tokens; "
-            "lower it, or raise model.architecture.context_tokens"
-        )

@@ -127,3 +127,30 @@ def test_a_document_longer_than_the_context_has_a_perplexity(tiny_llama_folder: 
     backbone = load_backbone(ModelConfig(path=str(tiny_llama_folder)))
     policy = CausalPolicy(backbone, adapter=None, temperature=1.0)
     assert 1 < perplexity(policy, ["the girl sang all day " * 40]) < 1e4
+
+
+def test_packed_sequences_hold_every_document_whole_once_an_epoch_and_are_filled(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    texts = [f"{text} {number}" for text in TEXTS for number in range(8)]
+    text = TextStream(texts, tiny_tokenizer, sequence_tokens=48, seed=3, packing="packed")
+    documents = sorted(tuple(document.tolist()) for document in encode_documents(texts, tiny_tokenizer))
+    rows: list[tuple[int, ...]] = []
+    sequences = 0
+    while text.epoch_progress < 1:
+        sequence = [tuple(row.tolist()) for row in text.next(1)]
+        assert sum(map(len, sequence)) <= 48
+        rows += sequence
+        sequences += 1
+    assert sorted(rows) == documents
+    assert sum(map(len, rows)) > 0.9 * 48 * (sequences - 1)
+
+
+def test_a_document_longer_than_a_packed_sequence_comes_in_pieces(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    (document,) = encode_documents(["the cat sat on the mat " * 3], tiny_tokenizer)
+    text = TextStream(["the cat sat on the mat " * 3], tiny_tokenizer, sequence_tokens=10, seed=0, packing="packed")
+    rows = []
+    while text.epoch_progress < 1:
+        rows += [row.tolist() for row in text.next(1)]
+    assert max(map(len, rows)) <= 10
+    assert sum(len(row) - 1 for row in rows) == len(document) - 1, "every token but the first is predicted once"

@@ -25,6 +25,7 @@ class HealthMonitor:
     """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = rules
         self._watches = [_Watch(rule) for rule in rules]
         self._history = History()
         self._alerts: list[Alert] = []
@@ -41,6 +42,11 @@ class HealthMonitor:
         for row in rows:
             numbers = {key: cast(float, value) for key, value in row.items() if key != "step"}
             self.observe(cast(int, row["step"]), numbers)
+
+    def restart(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Forgets everything but the rows of a run that was taken back to an earlier step."""
+        self._watches, self._history, self._alerts = [_Watch(rule) for rule in self._rules], History(), []
+        self.replay(rows)
 
     def summary(self) -> dict[str, object]:
         """`verdict` ("healthy", or the worst severity) and `alerts`: step, rule, severity and finding of each."""

@@ -54,6 +54,18 @@ TRAINING_STOPPED = Rule(
 )
 
 
+LOSS_ROLLED_BACK = Rule(
+    name="loss_rolled_back",
+    severity="warning",
+    symptom="a training loss stands out of those before it, and `spikes` is set",
+    cause="Rows unlike the others, or a learning rate at the edge of what is stable.",
+    remedy="Once: nothing, the run has gone on without those rows. Again and again: look at them, lower "
+    "`optimizer.learning_rate`, or go back further with `spikes.rewind_steps`.",
+    # Found by the trainer, before the step is taken; no row of metrics shows it.
+    check=lambda _history: None,
+)
+
+
 def _gradient_spike(history: History, keys: tuple[str, ...]) -> str | None:
     for key in keys:
         found = history.newest_and_median(key, steps=SPIKE_STEPS, at_least=SPIKE_SEEN)

@@ -176,6 +176,49 @@ def test_a_pretrained_folder_is_continued_with_its_own_tokenizer(tmp_path: Path)
     assert column(second.run_dir, "loss/train")[0] == pytest.approx(column(first.run_dir, "loss/train")[-1], rel=0.2)
 
 
+def test_the_kind_of_tokenizer_is_one_line_and_none_for_a_model_that_has_one(tmp_path: Path) -> None:
+    architecture = {"hidden_size": 32, "layers": 1, "heads": 2, "context_tokens": 32}
+    model = {"architecture": architecture, "vocabulary_size": 530, "tokenizer": "wordpiece"}
+    config = configure(tmp_path, model=model, steps=1)
+    run(config, resume=False)
+    tokenizer = AutoTokenizer.from_pretrained(Path(config.run_dir) / "model")
+    assert tokenizer.decode(tokenizer("the cat's Größe")["input_ids"], skip_special_tokens=True) == "the cat's Größe"
+    assert type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
+    again = configure(tmp_path, "again", model={"architecture": architecture, "tokenizer": str(tmp_path / "run/model")})
+    run(again, resume=False)
+    assert column(again.run_dir, "loss/train")[0] == column(config.run_dir, "loss/train")[0]
+
+
+def test_a_resumed_run_takes_the_tokenizer_of_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The library trains unigram in an order of its own: a second time gives another tokenizer.
+    model = {"architecture": {"hidden_size": 32, "layers": 1, "heads": 2, "context_tokens": 32}, "vocabulary_size": 280,
+             "tokenizer": "unigram"}  # fmt: skip
+    config = configure(tmp_path, model=model)
+    interrupt_at(6, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, resume=False)
+    before = AutoTokenizer.from_pretrained(Path(config.run_dir) / "tokenizer").get_vocab()
+    run(config, resume=True)
+    assert AutoTokenizer.from_pretrained(Path(config.run_dir) / "model").get_vocab() == before
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"path": "a", "tokenizer": "bpe"}, "the model of path has a tokenizer"),
+    ({"path": "a", "architecture": {}}, "either path .* or architecture"),
+    ({"architecture": {}}, "a new tokenizer .* needs vocabulary_size"),
+    ({"architecture": {}, "tokenizer": "some/folder", "vocabulary_size": 300}, "the folder of one that exists"),
+])  # fmt: skip
+def test_a_model_with_two_tokenizers_or_none_is_refused(tmp_path: Path, model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configure(tmp_path, model=model)
+
+
+def test_ranks_that_would_train_unlike_tokenizers_are_refused(tmp_path: Path) -> None:
+    model = {"architecture": {}, "tokenizer": "unigram", "vocabulary_size": 300}
+    with pytest.raises(ValueError, match=r"every rank would train a slightly different one; train it with"):
+        configure(tmp_path, model=model, ranks={"workers": 2})
+
+
 def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_loss(tmp_path: Path) -> None:
     for name in ("float32", "bfloat16"):
         run(configure(tmp_path, name, compute_dtype=name), resume=False)
