@@ -235,3 +235,8 @@ class ArchitectureConfig(StrictModel):
     """Standard deviation of the random initial weights; a narrow, shallow model learns to copy sooner from 0.05."""
     tie_embeddings: bool = True
     """Input embedding and output layer share weights."""
+
+    @property
+    def mlp_width(self) -> int:
+        """`intermediate_size`, with what null stands for."""
+        return self.intermediate_size or -(-8 * self.hidden_size // 96) * 32

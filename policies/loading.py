@@ -469,7 +469,7 @@ def _llama_config(architecture: ArchitectureConfig, tokenizer: PreTrainedTokeniz
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
-        intermediate_size=architecture.intermediate_size or -(-8 * hidden // 96) * 32,
+        intermediate_size=architecture.mlp_width,
         num_hidden_layers=architecture.layers,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,

@@ -12,19 +12,18 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
-from policies.config import FullTuning, LoraTuning, ModelConfig, Quantization
+from policies.config import FullTuning, LoraTuning, ModelConfig, Quantization, Tuning
 from policies.model_shape import ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
 from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
+from rlhf.adapter_sizes import adapter_elements, is_adapted
 from rlhf.config import PpoConfig
 from rlhf.memory_terms import (
     FLOAT32,
     LOGITS_PER_CHUNK,
     activation_bytes,
-    adapter_elements,
     backward_bytes,
     cache_bytes,
-    is_adapted,
     logits_bytes,
     optimizer_bytes,
     packed_elements,
@@ -44,7 +43,8 @@ LIBRARIES = 640 * MIB
 """Main memory of a process beside its tensors, as measured on a CPU after a step: torch 2.13, transformers 5.23 and
 PEFT 0.21, and the kernels that have been made."""
 _SPARE_COLUMNS = 32
-_LONGEST_PLAIN_ATTENTION = 256
+LONGEST_PLAIN_ATTENTION = 256
+"""Tokens up to which attention keeps its probabilities on a CPU (`policies.attention`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +173,15 @@ def models_of(config: PpoConfig) -> Models:
     source, tuning = resolve_source(config.model.path), config.model.tuning
     base = model_shape(source.base)
     started = 0 if source.adapter is None else adapter_parameters(source.adapter)
-    policy = started or adapter_elements(base, tuning)
+    new = 0 if isinstance(tuning, FullTuning) else adapter_elements(base, tuning)
+    policy = started or new
     return Models(
         base=base,
         bytes_per_weight=_bytes_of(config.model),
         policy_adapter=policy,
         reference_adapter=started,
-        critic_adapter=adapter_elements(base, tuning) if config.critic_kind == "adapter" else 0,
-        adapted=sum(linear.elements for linear in base.linears if is_adapted(linear.name, tuning)),
+        critic_adapter=new if config.critic_kind == "adapter" else 0,
+        adapted=_merged_elements(base, tuning),
         rewards=_reward_models(config, source.base),
         quantization=config.model.quantization,
     )
@@ -333,6 +334,12 @@ def gradient_bytes(config: PpoConfig, models: Models, *, accumulates: bool) -> i
 # --- readings of the configuration ------------------------------------------------------------------------------------
 
 
+def _merged_elements(base: ModelShape, tuning: Tuning) -> int:
+    if not isinstance(tuning, LoraTuning) or tuning.variant == "dora":
+        return 0
+    return sum(linear.elements for linear in base.linears if is_adapted(linear, tuning))
+
+
 def _bytes_of(model: ModelConfig | LearnedModelConfig) -> int:
     return FLOAT32 if model.dtype == "float32" else 2
 
@@ -352,7 +359,7 @@ def _optimizer(config: PpoConfig, models: Models, policy: int, critic: int) -> i
 
 
 def _keeps_probabilities(bytes_per_number: int, sequence_tokens: int, device: Device) -> bool:
-    return device == "cpu" and bytes_per_number < FLOAT32 and sequence_tokens <= _LONGEST_PLAIN_ATTENTION
+    return device == "cpu" and bytes_per_number < FLOAT32 and sequence_tokens <= LONGEST_PLAIN_ATTENTION
 
 
 def _reward_models(config: PpoConfig, base: str) -> Terms:

@@ -1,12 +1,12 @@
-"""What each part of a PPO run needs, by arithmetic on the sizes of a model: the formulas of `rlhf.memory_plan`.
+"""What each part of a run needs, by arithmetic: the formulas of `rlhf.memory_plan` and `rlhf.training_memory`.
 
-Owns one function a term; it knows no configuration but that of adapters. Results are bytes unless the name says
-elements. Symbols: r rank of an adapter, D hidden size, I width of the MLP, V vocabulary.
+Owns one function a term; it knows no configuration. Results are bytes unless the name says elements. Symbols: r rank of
+an adapter, D hidden size, I width of the MLP, V vocabulary.
 """
 
 from math import ceil
 
-from policies.config import LoraTuning, Quantization, Tuning
+from policies.config import Quantization
 from policies.model_shape import ModelShape
 
 FLOAT32 = 4
@@ -16,13 +16,9 @@ LOGITS_PER_CHUNK = 2**27
 _MOMENTS = 2 * FLOAT32
 _MASTER_RESIDUAL = 2
 _PACKED_FROM_ELEMENTS = 2**17
+_TILE_ROWS, _TILE_COLUMNS = 4096, 32768
 _BITS = {"int8": 8, "nf4": 4}
 _QUANTIZED_BLOCK = 64
-
-
-def is_adapted(name: str, tuning: Tuning) -> bool:
-    """Whether a linear layer of this name gets an adapter."""
-    return isinstance(tuning, LoraTuning) and (tuning.target_modules == "all-linear" or name in tuning.target_modules)
 
 
 def weight_bytes(shape: ModelShape, bytes_per_weight: int, quantization: Quantization) -> int:
@@ -32,15 +28,6 @@ def weight_bytes(shape: ModelShape, bytes_per_weight: int, quantization: Quantiz
     quantized = sum(linear.elements for linear in shape.linears)
     codes = quantized * _BITS[quantization] // 8 + FLOAT32 * ceil(quantized / _QUANTIZED_BLOCK)
     return (shape.parameters - quantized) * bytes_per_weight + codes
-
-
-def adapter_elements(shape: ModelShape, tuning: Tuning) -> int:
-    """Sum of r * (in + out) over the adapted linear layers: A is (r, in), B is (out, r) (Hu et al. 2021)."""
-    if not isinstance(tuning, LoraTuning):
-        return 0
-    return sum(
-        tuning.rank * (linear.rows + linear.columns) for linear in shape.linears if is_adapted(linear.name, tuning)
-    )
 
 
 def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
@@ -93,6 +80,32 @@ def activation_bytes(
     layer += shape.query_heads * sequence_tokens if probabilities else 0
     kept = shape.layers * shape.hidden + layer if is_checkpointed else shape.layers * layer
     return tokens * (kept + 2 * shape.hidden) * bytes_per_number
+
+
+def mixed_activation_bytes(shape: ModelShape, tokens: int, *, adapter_rank: int) -> int:
+    """`activation_bytes` where products run in bfloat16 on float32 weights and a float32 residual stream.
+
+    A layer keeps the float32 inputs of both norms (2 D); in bfloat16 what every product reads (q, k, v, gate and up a
+    copy each: 5 D), queries, keys, values and the mixed values, and the MLP as in `activation_bytes`.
+    """
+    branches = 2 if shape.is_gated else 1
+    attention = 2 * shape.query_width + 2 * shape.key_value_width
+    mlp = (4 if shape.is_gated else 2) * shape.intermediate
+    adapters = adapter_rank * len(shape.linears) // shape.layers
+    layer = 2 * shape.hidden * FLOAT32 + 2 * ((3 + branches) * shape.hidden + attention + mlp + adapters)
+    return tokens * (shape.layers * layer + shape.hidden * (FLOAT32 + 2))
+
+
+def tiled_logits_bytes(positions: int, shape: ModelShape, *, device: str, trains_output: bool) -> int:
+    """The output layer under TRL's losses: a buffer for one tile of logits, and what is computed from it.
+
+    The buffer has all columns of a tile, however small the vocabulary. Without Triton, about seven copies of the tile
+    are there at the same time (trl 1.16, `trl.kernels.chunked_logprob`).
+    """
+    rows = min(positions, _TILE_ROWS)
+    copies = 0 if device == "cuda" else 7 * min(shape.vocabulary, _TILE_COLUMNS)
+    gradient = shape.vocabulary * shape.hidden * FLOAT32 if trains_output else 0
+    return rows * (_TILE_COLUMNS + copies) * FLOAT32 + gradient
 
 
 def logits_bytes(response_tokens: int, vocabulary: int, bytes_per_number: int) -> int:

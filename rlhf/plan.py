@@ -1,6 +1,7 @@
-"""`rlhf plan` and what `--dry-run` says of a PPO run: who would live where, in how much memory.
+"""`rlhf plan` and what `--dry-run` says of a training run: who would live where, in how much memory.
 
-Starts nothing and loads nothing. Owns the wording and the table. Memory is added up in `rlhf.memory_plan`.
+Starts nothing and loads nothing. Owns the wording and the table. Memory is added up in
+`rlhf.memory_plan` and `rlhf.training_memory`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,14 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.config import PpoConfig
+from rlhf.config import DpoConfig, PpoConfig
 from rlhf.memory_plan import LIBRARIES, MIB, ActorMemory, Device, Terms, actor_memory, models_of, state_bytes
 from rlhf.runtime.config import InProcessPlacement
 from rlhf.runtime.placement import ALL_ROLES, local_resources, refuse_impossible, seats_of
+from rlhf.training_memory import TrainingConfig, training_memory
 
 _ASSUMPTION = "with every prompt and response at its longest"
+_EVERY_ROW = "with every row at its longest"
 
 
 def run(config: PpoConfig, *, resume: bool) -> None:
@@ -41,6 +44,17 @@ def describe(config: PpoConfig) -> list[str]:
         return lines + describe_memory(plan_memory(config))
     except ValueError as error:
         # A dry run checks a configuration, whose models another stage may still have to write.
+        return [*lines, f"memory: not known: {error}"]
+
+
+def describe_training(config: TrainingConfig) -> list[str]:
+    """The memory of a stage that trains one model, as lines; where the model is not there yet, the reason."""
+    ranks = 1 if isinstance(config, DpoConfig) else config.ranks.workers
+    lines = [f"ranks: {ranks} actors train together"] if ranks > 1 else []
+    device: Device = "cuda" if local_resources().gpus and config.model.device != "cpu" else "cpu"
+    try:
+        return lines + describe_memory([training_memory(config, device)], _EVERY_ROW)
+    except ValueError as error:
         return [*lines, f"memory: not known: {error}"]
 
 
@@ -89,9 +103,9 @@ def plan_memory(config: PpoConfig) -> list[ActorMemory]:
     return actors
 
 
-def describe_memory(actors: Sequence[ActorMemory]) -> list[str]:
+def describe_memory(actors: Sequence[ActorMemory], assumption: str = _ASSUMPTION) -> list[str]:
     """Three lines an actor: its peak, what it is made of, and what lies in main memory beside it."""
-    lines = [f"memory: an estimate, {_ASSUMPTION}"]
+    lines = [f"memory: an estimate, {assumption}"]
     for actor in actors:
         if actor.resident:
             lines.append(f"  {actor.name} on {actor.device}: {_size(actor.peak)} at most, while in {actor.peak_phase}")

@@ -1,8 +1,9 @@
-"""The peak memory of each phase of a PPO run in one process: of its tensors, and of the process as a whole.
+"""The peak memory of each phase of a run in one process: of its tensors, and of the process as a whole.
 
 Run as a module by `test_memory_plan`, in a process of its own:
 
-    python -m tests.benchmarks.peak_memory FOLDER      FOLDER as `ppo_workload.write_workload` leaves it
+    python -m tests.benchmarks.peak_memory FOLDER          PPO; FOLDER as `ppo_workload.write_workload` leaves it
+    python -m tests.benchmarks.peak_memory FOLDER STAGE    another stage, as `stage_workload.write_stage` leaves it
 
 Tensors are counted by torch's allocator. The process has its libraries beside them, kernels compiled for the shapes it
 has met, and memory that the C library keeps for later.
@@ -22,10 +23,10 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
-from rlhf.config import PpoConfig
+from rlhf.config import DpoConfig, PpoConfig, PretrainConfig, RewardConfig, SftConfig
 from rlhf.process_environment import prepare_environment
 from rlhf.roles import RoleHost
-from rlhf.trainers import ppo
+from rlhf.trainers import dpo, ppo, pretrain, reward, sft
 
 PHASES = {
     "generate": "rollout",
@@ -33,20 +34,29 @@ PHASES = {
     "values": "scoring",
     "update": "update",
 }
+WHOLE = "run"
+STAGES: dict[str, tuple[type[Any], Callable[..., None]]] = {
+    "pretrain": (PretrainConfig, pretrain.run),
+    "sft": (SftConfig, sft.run),
+    "reward": (RewardConfig, reward.run),
+    "dpo": (DpoConfig, dpo.run),
+    "ppo": (PpoConfig, ppo.run),
+}
 _MARK = "phase: "
 
 
-def main(folder: Path) -> None:
-    """Runs PPO and prints bytes as a JSON object: of tensors by phase, of the process as `process`."""
+def main(folder: Path, stage: str = "ppo") -> None:
+    """Runs a stage and prints bytes as a JSON object: of tensors by phase, of the process as `process`."""
     prepare_environment()
     torch.set_num_threads(1)
-    config = PpoConfig.model_validate(json.loads((folder / "ppo.json").read_text(encoding="utf-8")))
+    class_, run = STAGES[stage]
+    config = class_.model_validate(json.loads((folder / f"{stage}.json").read_text(encoding="utf-8")))
     shutil.rmtree(config.run_dir, ignore_errors=True)
     _read_into_allocated_memory()
     for method, phase in PHASES.items():
         setattr(RoleHost, method, _marked(getattr(RoleHost, method), phase))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        ppo.run(config, resume=False)
+        _marked(run, WHOLE)(config, resume=False)
     assert profiler.profiler is not None, "the block has run"
     results = profiler.profiler.kineto_results
     assert results is not None, "the block has run"
@@ -103,4 +113,4 @@ def _walk(events: list[Any]) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The memory plan against what PPO then needs: one process, three sizes, LoRA and full tuning."""
+"""The memory plan against what a run then needs: one process, three sizes, LoRA and full tuning."""
 
 import json
 import subprocess
@@ -11,7 +11,10 @@ import pytest
 from rlhf.config import PpoConfig
 from rlhf.memory_plan import ActorMemory
 from rlhf.plan import plan_memory
+from rlhf.training_memory import training_memory
+from tests.benchmarks.peak_memory import STAGES, WHOLE
 from tests.benchmarks.ppo_workload import CASES, Shape, write_workload
+from tests.benchmarks.stage_workload import write_stage
 
 SIZES = {256: 4, 512: 8, 768: 12}
 """Hidden size -> layers."""
@@ -39,6 +42,22 @@ def test_the_plan_is_within_a_fifth_of_what_is_measured(tmp_path: Path, case: st
     assert plan.peak == pytest.approx(peak, rel=0.2)
     # The phase that needs most is known, too, or another one needs as much.
     assert measured[str(plan.peak_phase)] > 0.8 * peak
+
+
+TRAINED = (
+    ("pretrain", "full"), ("sft", "full"), ("sft", "lora"), ("dpo", "full"), ("dpo", "lora"), ("reward", "full"),
+    ("reward", "lora"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "tuning"), TRAINED)
+@pytest.mark.parametrize("hidden", SIZES)
+def test_so_is_that_of_the_other_stages(tmp_path: Path, stage: str, tuning: str, hidden: int) -> None:
+    settings = write_stage(tmp_path, stage, Shape(hidden=hidden, layers=SIZES[hidden]), tuning=tuning)
+    plan = training_memory(STAGES[stage][0].model_validate(settings), "cpu")
+    command = [sys.executable, "-m", "tests.benchmarks.peak_memory", str(tmp_path), stage]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=800).stdout
+    assert plan.peak == pytest.approx(json.loads(output.splitlines()[-1])[WHOLE], rel=0.2)
 
 
 @pytest.mark.parametrize(("engine", "most"), [("hf", 1.25), ("compiled", 2.25)])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from policies.config import FullTuning, LoraTuning
 from policies.model_shape import ModelShape, shape_of
 from rlhf import memory_plan, memory_terms
 from rlhf.config import PpoConfig
@@ -27,13 +26,6 @@ LORA = Models(
     rewards={"reward models": 7},
 )
 STEP = StepSizes(samples=8, sequence_tokens=5, response_tokens=2, minibatch_rows=4, rows=4, scoring_rows=8)
-
-
-def test_an_adapter_is_rank_times_both_widths_of_every_adapted_layer() -> None:
-    # Per layer 3 * (8 + 6 + 6 + 8 + 10 + 10 + 10).
-    assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3)) == 2 * 3 * 58
-    assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3, target_modules=("q_proj", "up_proj"))) == 2 * 3 * 18
-    assert memory_terms.adapter_elements(SHAPE, FullTuning()) == 0
 
 
 def test_quantized_layers_are_codes_and_a_scale_for_every_64_of_them() -> None:
@@ -65,6 +57,17 @@ def test_activations_of_five_tokens() -> None:
     assert kept(is_checkpointed=True) == 5 * (2 * 4 + 73 + 8) * 4
     # A probability for each of 2 heads and 5 tokens.
     assert kept(probabilities=True, bytes_per_number=2) == 5 * (2 * 83 + 8) * 2
+
+
+def test_mixed_precision_keeps_the_residual_stream_in_float32() -> None:
+    # A layer: 2 * 4 float32; 5 * 4 + 12 + 24 + 21 in bfloat16. Last norm: 4 of both.
+    kept = memory_terms.mixed_activation_bytes(SHAPE, 5, adapter_rank=3)
+    assert kept == 5 * (2 * (8 * 4 + 77 * 2) + 4 * 6)
+
+
+def test_a_tile_of_logits_has_all_its_columns_and_copies_of_those_in_use() -> None:
+    assert memory_terms.tiled_logits_bytes(3, SHAPE, device="cpu", trains_output=False) == 3 * (32768 + 7 * 10) * 4
+    assert memory_terms.tiled_logits_bytes(5000, SHAPE, device="cuda", trains_output=True) == 4096 * 32768 * 4 + 160
 
 
 def test_keys_and_values_of_seven_tokens() -> None:
