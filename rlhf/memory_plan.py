@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Literal
 
-from policies.config import FullTuning, LoraTuning, ModelConfig
+from policies.config import FullTuning, LoraTuning, ModelConfig, virtual_tokens_of
 from policies.model_shape import ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
 from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
+from rlhf.adapter_sizes import adapter_elements, frozen_elements, merged_elements
 from rlhf.config import PpoConfig
 from rlhf.memory_terms import (
     FLOAT32,
     LOGITS_PER_CHUNK,
     activation_bytes,
-    adapter_elements,
     backward_bytes,
     cache_bytes,
-    is_adapted,
     logits_bytes,
     optimizer_bytes,
     packed_elements,
@@ -122,7 +121,7 @@ class Models:
         base: The policy's model.
         bytes_per_weight: b of the base.
         policy_adapter: Weights of the policy's adapter; 0 under full tuning.
-        reference_adapter: Weights of the frozen adapter that the run started from; 0 where there is none.
+        reference_adapter: Weights of frozen adapters: the one that the run started from, and the start of PiSSA.
         critic_adapter: Weights of the critic's adapter; 0 for other critics.
         adapted: Weights that the adapter is merged into.
         rewards: Bytes of the reward models, by whether they share the base.
@@ -151,9 +150,9 @@ def models_of(config: PpoConfig) -> Models:
         base=base,
         bytes_per_weight=_bytes_of(config.model),
         policy_adapter=policy,
-        reference_adapter=started,
+        reference_adapter=started + frozen_elements(base, tuning),
         critic_adapter=adapter_elements(base, tuning) if config.critic_kind == "adapter" else 0,
-        adapted=sum(linear.elements for linear in base.linears if is_adapted(linear.name, tuning)),
+        adapted=merged_elements(base, tuning),
         rewards=_reward_models(config, source.base),
     )
 
@@ -231,7 +230,7 @@ def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: De
     slots = min(slots, step.samples, config.rollout.responses_per_call)
     is_merged = engine.merge_adapter and b == FLOAT32
     terms = {"merged weights": models.adapted * b if is_merged else 0, "packed weights": 0}
-    width, prefill = step.sequence_tokens, 0
+    width, prefill = step.sequence_tokens + virtual_tokens_of(config.model.tuning), 0
     if isinstance(engine, CompiledEngineConfig):
         if device == "cpu":
             terms["packed weights"] = packed_elements(base) * b

@@ -1,10 +1,9 @@
 """What each part of a PPO run needs, by arithmetic on the sizes of a model: the formulas of `rlhf.memory_plan`.
 
-Owns one function a term; it knows no configuration but that of adapters. Results are bytes unless the name says
+Owns one function a term; it knows no configuration. Results are bytes unless the name says
 elements. Symbols: r rank of an adapter, D hidden size, I width of the MLP, V vocabulary.
 """
 
-from policies.config import LoraTuning, Tuning
 from policies.model_shape import ModelShape
 
 FLOAT32 = 4
@@ -14,20 +13,6 @@ LOGITS_PER_CHUNK = 2**27
 _MOMENTS = 2 * FLOAT32
 _MASTER_RESIDUAL = 2
 _PACKED_FROM_ELEMENTS = 2**17
-
-
-def is_adapted(name: str, tuning: Tuning) -> bool:
-    """Whether a linear layer of this name gets an adapter."""
-    return isinstance(tuning, LoraTuning) and (tuning.target_modules == "all-linear" or name in tuning.target_modules)
-
-
-def adapter_elements(shape: ModelShape, tuning: Tuning) -> int:
-    """Sum of r * (in + out) over the adapted linear layers: A is (r, in), B is (out, r) (Hu et al. 2021)."""
-    if not isinstance(tuning, LoraTuning):
-        return 0
-    return sum(
-        tuning.rank * (linear.rows + linear.columns) for linear in shape.linears if is_adapted(linear.name, tuning)
-    )
 
 
 def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 from policies.config import FullTuning, LoraTuning
 from policies.model_shape import ModelShape, shape_of
 from rlhf import memory_plan, memory_terms
+from rlhf.adapter_sizes import adapter_elements
 from rlhf.config import PpoConfig
 from rlhf.memory_plan import Models, StepSizes, actor_memory
 from rlhf.runtime.placement import ALL_ROLES
@@ -30,9 +31,9 @@ STEP = StepSizes(samples=8, sequence_tokens=5, response_tokens=2, minibatch_rows
 
 def test_an_adapter_is_rank_times_both_widths_of_every_adapted_layer() -> None:
     # Per layer 3 * (8 + 6 + 6 + 8 + 10 + 10 + 10).
-    assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3)) == 2 * 3 * 58
-    assert memory_terms.adapter_elements(SHAPE, LoraTuning(rank=3, target_modules=("q_proj", "up_proj"))) == 2 * 3 * 18
-    assert memory_terms.adapter_elements(SHAPE, FullTuning()) == 0
+    assert adapter_elements(SHAPE, LoraTuning(rank=3)) == 2 * 3 * 58
+    assert adapter_elements(SHAPE, LoraTuning(rank=3, target_modules=("q_proj", "up_proj"))) == 2 * 3 * 18
+    assert adapter_elements(SHAPE, FullTuning()) == 0
 
 
 def test_the_optimizer_has_two_float32_moments_and_the_rest_of_a_bfloat16_weights_master() -> None:
