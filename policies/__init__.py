@@ -5,6 +5,9 @@ tokenization   chat template, special tokens, prompt rendering
 loading        backbone + tokenizer + adapters: the single way to load
 quantization   frozen linear layers in 8 or 4 bits (QLoRA)
 adapters       named adapters on one base: policy, critic, reward, reference
+peft_configs   from `model.tuning` to PEFT's configuration; tuners: methods that PEFT does not have
+injected_layers, virtual_tokens, virtual_prefix, pissa   how methods enter a model
+base_identity  which base an adapter belongs to
 attention      which attention implementation computes fastest
 shared_prefix  sequences with common beginnings -> one packed row; shared_prefix_attention: who attends to whom in it
 final_mlp      the last MLP, computed only where its output is read

@@ -21,6 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "output_layer")
 """What stands in the names of matrices that are looked up, or give the logits: no adapter is hung on them."""
+_ADAPTERS = ("lora_", "ia3_", "bottleneck_", "bitfit_", "output_layer_", "mix_and_match_", "prompt_embeddings")
+"""What stands in the names of an adapter's tensors, by method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def adapter_parameters(path: str) -> int:
     Raises:
         ValueError: as `tensor_shapes`.
     """
-    return sum(prod(shape) for name, shape in tensor_shapes(path).items() if "lora_" in name)
+    return sum(prod(shape) for name, shape in tensor_shapes(path).items() if any(part in name for part in _ADAPTERS))
 
 
 def _linears(shapes: Shapes) -> Iterator[LinearShape]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
-from policies.config import FullTuning, LoraTuning, ModelConfig, Quantization, Tuning
+from policies.config import FullTuning, LoraTuning, ModelConfig, Quantization, virtual_tokens_of
 from policies.model_shape import ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
 from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
-from rlhf.adapter_sizes import adapter_elements, is_adapted
+from rlhf.adapter_sizes import adapter_elements, frozen_elements, merged_elements
 from rlhf.config import PpoConfig
 from rlhf.memory_terms import (
     FLOAT32,
@@ -124,7 +124,7 @@ class Models:
         base: The policy's model.
         bytes_per_weight: b of the base.
         policy_adapter: Weights of the policy's adapter; 0 under full tuning.
-        reference_adapter: Weights of the frozen adapter that the run started from; 0 where there is none.
+        reference_adapter: Weights of frozen adapters: the one that the run started from, and the start of PiSSA.
         critic_adapter: Weights of the critic's adapter; 0 for other critics.
         adapted: Weights that the adapter is merged into.
         rewards: Bytes of the reward models, by whether they share the base.
@@ -173,15 +173,14 @@ def models_of(config: PpoConfig) -> Models:
     source, tuning = resolve_source(config.model.path), config.model.tuning
     base = model_shape(source.base)
     started = 0 if source.adapter is None else adapter_parameters(source.adapter)
-    new = 0 if isinstance(tuning, FullTuning) else adapter_elements(base, tuning)
-    policy = started or new
+    policy = started or adapter_elements(base, tuning)
     return Models(
         base=base,
         bytes_per_weight=_bytes_of(config.model),
         policy_adapter=policy,
-        reference_adapter=started,
-        critic_adapter=new if config.critic_kind == "adapter" else 0,
-        adapted=_merged_elements(base, tuning),
+        reference_adapter=started + frozen_elements(base, tuning),
+        critic_adapter=adapter_elements(base, tuning) if config.critic_kind == "adapter" else 0,
+        adapted=merged_elements(base, tuning),
         rewards=_reward_models(config, source.base),
         quantization=config.model.quantization,
     )
@@ -267,7 +266,7 @@ def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: De
     slots = min(slots, step.samples, config.rollout.responses_per_call)
     is_merged = engine.merge_adapter and b == FLOAT32 and models.quantization == "none"
     terms = {"merged weights": models.adapted * b if is_merged else 0, "packed weights": 0}
-    width, prefill = step.sequence_tokens, 0
+    width, prefill = step.sequence_tokens + virtual_tokens_of(config.model.tuning), 0
     if isinstance(engine, CompiledEngineConfig):
         if device == "cpu":
             terms["packed weights"] = packed_elements(base, models.quantization) * b
@@ -332,12 +331,6 @@ def gradient_bytes(config: PpoConfig, models: Models, *, accumulates: bool) -> i
 
 
 # --- readings of the configuration ------------------------------------------------------------------------------------
-
-
-def _merged_elements(base: ModelShape, tuning: Tuning) -> int:
-    if not isinstance(tuning, LoraTuning) or tuning.variant == "dora":
-        return 0
-    return sum(linear.elements for linear in base.linears if is_adapted(linear, tuning))
 
 
 def _bytes_of(model: ModelConfig | LearnedModelConfig) -> int:

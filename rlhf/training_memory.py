@@ -12,7 +12,7 @@ import torch
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning
 from policies.model_shape import LinearShape, ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
-from rlhf.adapter_sizes import adapter_elements
+from rlhf.adapter_sizes import adapter_elements, frozen_elements
 from rlhf.compute_precision import ComputeDtype, resolve_compute_dtype
 from rlhf.config import DpoConfig, PretrainConfig, RewardConfig, SftConfig
 from rlhf.memory_plan import LIBRARIES, LONGEST_PLAIN_ATTENTION, ActorMemory, Device
@@ -61,7 +61,7 @@ def training_memory(config: TrainingConfig, device: Device) -> ActorMemory:
     tuning = FullTuning() if isinstance(config, PretrainConfig) else config.model.tuning
     is_full = isinstance(tuning, FullTuning)
     in_use = shape.parameters - (shape.output_parameters if isinstance(config, RewardConfig) else 0)
-    adapter = 0 if isinstance(tuning, FullTuning) else started or adapter_elements(shape, tuning)
+    adapter = 0 if is_full else started or adapter_elements(shape, tuning)
     trained = in_use if is_full else adapter
     is_half = not isinstance(config, PretrainConfig) and config.model.dtype == "bfloat16"
     b = 2 if is_half else FLOAT32
@@ -71,7 +71,7 @@ def training_memory(config: TrainingConfig, device: Device) -> ActorMemory:
     quantization = "none" if isinstance(config, PretrainConfig) else config.model.quantization
     resident = {
         "base weights": weight_bytes(shape, b, quantization) - (shape.parameters - in_use) * b,
-        "adapters": 0 if is_full else FLOAT32 * (adapter + started),
+        "adapters": 0 if is_full else FLOAT32 * (adapter + started + frozen_elements(shape, tuning)),
         "optimizer": optimizer_bytes(trained, bytes_of_trained),
     }
     update = {

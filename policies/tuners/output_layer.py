@@ -47,22 +47,21 @@ class OutputLayer(OwnTunerLayer):
 
     @property
     def weight(self) -> Tensor:
-        """(V, D) weight that is in use now; TRL multiplies with it directly."""
-        names = self.active_among(self.output_layer_weight)
-        return self.output_layer_weight[names[-1]] if names else cast(Tensor, self.get_base_layer().weight)
+        """(V, D) weight that is in use now, in the precision of the model; TRL multiplies with it directly."""
+        names, base = self.active_among(self.output_layer_weight), cast(Tensor, self.get_base_layer().weight)
+        return self.output_layer_weight[names[-1]].to(base.dtype) if names else base
 
     @property
     def bias(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride] - PEFT's is None at times, too
         """(V,) bias that is in use now; None where the layer has none."""
-        names = self.active_among(self.output_layer_bias)
-        return self.output_layer_bias[names[-1]] if names else cast(Tensor | None, self.get_base_layer().bias)
+        names, base = self.active_among(self.output_layer_bias), cast(Tensor | None, self.get_base_layer().bias)
+        return self.output_layer_bias[names[-1]].to(self.weight.dtype) if names else base
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) states -> (..., V) logits in the precision of the states."""
         if not self.active_among(self.output_layer_weight):
             return self.base_layer(x)
-        bias = self.bias
-        return functional.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return functional.linear(x, self.weight, self.bias)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
         """Puts the adapter's weight in the place of the module's, which it unties."""

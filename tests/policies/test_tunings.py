@@ -203,6 +203,19 @@ def test_an_engine_reports_the_log_probs_of_the_learners_pass_for_ragged_prompts
         assert torch.allclose(together[row, : len(single)], single, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_on_a_bfloat16_base_adapters_stay_float32_and_states_bfloat16(name: str, tiny_llama_folder: Path):
+    backbone = load_backbone(ModelConfig(path=str(tiny_llama_folder), device="cpu", dtype="bfloat16"))
+    prepare_policy(backbone, TUNINGS[name], seed=0)
+    policy = CausalPolicy(backbone, adapter="policy", temperature=1.0)
+    parameters = policy.trainable()
+
+    assert policy.states(ragged_batch()).dtype == torch.bfloat16
+    policy.logprobs(ragged_batch()).logprobs.sum().backward()
+    assert {parameter.dtype for _, parameter in parameters} == {torch.float32}
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for _, parameter in parameters)
+
+
 @pytest.mark.parametrize("architecture", BASES)
 @pytest.mark.parametrize("name", MERGEABLE)
 def test_what_can_be_merged_gives_a_plain_model_with_its_logits(

@@ -1,5 +1,6 @@
 """Every tuning method in whole runs: SFT by its configuration file, PPO with verified weight sync, export, generate."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from policies.config import ModelConfig, PTuningV2
 from policies.loading import load_backbone, prepare_policy
 from policies.sequences import pad_sequences
 from rlhf import generate
-from rlhf.config import ExportConfig, GenerateConfig, PpoConfig, RewardConfig, SftConfig
+from rlhf.config import DpoConfig, ExportConfig, GenerateConfig, PpoConfig, RewardConfig, SftConfig
 from rlhf.config_loading.loader import load_config
 from rlhf.export import run as export
 from rlhf.learner import Learner
 from rlhf.runtime.run_folder import RunFiles
-from rlhf.trainers import sft
+from rlhf.trainers import dpo, sft
+from tests.tiny_models import randomize
 from tests.tiny_ppo import (
     PROMPTS,
     comparable,
@@ -184,6 +186,29 @@ def test_what_does_not_go_together_is_refused_by_the_configuration(tmp_path: Pat
     change, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         PpoConfig.model_validate(ppo_settings(tmp_path, "m", **change))
+
+
+@pytest.mark.parametrize("name", ["houlsby", "prefix"])
+def test_dpo_starts_at_log_two_because_trl_and_our_reference_read_the_same_policy(
+    name: str, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    backbone = load_backbone(ModelConfig(path=str(tiny_llama_folder), device="cpu"))
+    prepare_policy(backbone, TUNINGS[name], seed=0)
+    randomize(backbone.adapters, "policy", seed=1)
+    backbone.adapters.save("policy", tmp_path / "adapter", tokenizer=backbone.tokenizer)
+    pairs = [
+        {"prompt": text, "chosen": " a cat", "rejected": " the dog ran " * n} for n, text in enumerate(PROMPTS[1:4], 1)
+    ]
+    model = {"path": str(tmp_path / "adapter"), "tuning": TUNINGS[name].model_dump(), "device": "cpu"}
+    data = {"train": write_rows(tmp_path / "pairs.jsonl", pairs)}
+    settings = {"run_dir": str(tmp_path / "run"), "model": model, "data": data, "max_tokens": 40, "epochs": 2}
+    settings |= {"pairs_per_step": 3, "micro_batch_pairs": 3, "tracking": {"wandb": "off"}}
+    config = DpoConfig.model_validate(settings)
+    dpo.run(config, resume=False)
+
+    first, last = [float(str(row["rm/loss"])) for row in RunFiles(config.run_dir).read_metrics()]
+    assert first == pytest.approx(math.log(2), abs=1e-4)
+    assert last != first
 
 
 def test_a_reward_model_trains_in_full_or_with_lora_only() -> None:
