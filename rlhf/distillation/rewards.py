@@ -48,6 +48,11 @@ class RewardLesson:
         # Read first: a teacher without a scale would leave a student without one.
         self._normalizer = Normalizer.load(config.teacher.path)
         self.student = self._first_student()
+        context = min(self.teacher.context_tokens, self.student.context_tokens)
+        if config.sequence_tokens > context:
+            raise ValueError(
+                f"sequence_tokens={config.sequence_tokens} exceeds the context of {context} tokens; lower it"
+            )
         self._stream = ExampleStream(self._exchanges(config.data.train, "data.train"), seed=config.seed)
         self._held_out = [] if config.data.eval is None else self._exchanges(config.data.eval, "data.eval")
 
