@@ -46,7 +46,7 @@ class CausalPolicy:
 
         What the response is does not matter; of each row one distribution over the vocabulary is held.
         """
-        logits = self._output_layer(self.states(batch)[:, 0]).float()
+        logits = self.output_layer(self.states(batch)[:, 0]).float()
         return (logits / self.temperature).log_softmax(-1)
 
     def text_nll(self, batch: SequenceBatch) -> Tensor:
@@ -83,13 +83,14 @@ class CausalPolicy:
         return token_logprobs(
             states,
             batch,
-            self._output_layer,
+            self.output_layer,
             temperature=temperature,
             with_entropy=with_entropy,
             chunk_tokens=chunk_tokens_for(self.backbone.vocabulary_size),
         )
 
-    def _output_layer(self, states: Tensor) -> Tensor:
+    def output_layer(self, states: Tensor) -> Tensor:
+        """(..., D) `states` -> (..., V) logits, before the temperature."""
         # Here, because chunks of it are recomputed during `backward`, long after the caller has left its block.
         with self.backbone.adapters.use(self.adapter):
             return self.backbone.output_layer(states)

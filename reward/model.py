@@ -160,6 +160,11 @@ class RewardModel:
         return int(min(limit - reserved, 2**31 - 1))
 
     @property
+    def classifier(self) -> PreTrainedModel:
+        """The classifier of transformers, with what hangs on it."""
+        return self._classifier
+
+    @property
     def is_adapter(self) -> bool:
         """Whether LoRA and head are saved, rather than the whole model."""
         return isinstance(self._model, PeftModel)

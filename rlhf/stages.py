@@ -101,6 +101,17 @@ _ALL = (
         is_resumable=True,
     ),
     Stage(
+        name="distill",
+        summary="teach a smaller model, cut out of a larger one or given, what the larger one says",
+        config="rlhf.config:DistillConfig",
+        run="rlhf.distillation.stage:run",
+        examples=(
+            "configs/tiny/distill.yaml",
+            "configs/tiny/distill.yaml objective.temperature=2 objective.data_weight=0.5",
+        ),
+        is_resumable=True,
+    ),
+    Stage(
         name="normalize-reward",
         summary="fit the scale of a reward model that has none, such as one trained elsewhere",
         config="rlhf.scoring.config:NormalizeRewardConfig",

@@ -80,10 +80,6 @@ class ClozeModel:
         ]
         return torch.stack(scores).sum(0).log_softmax(-1)
 
-    def next_logprobs(self, texts: Sequence[LabelledText], view: int = 0) -> Tensor:
-        """(M, V) log-probabilities of all tokens in the answer slot of the first question."""
-        return self._next_logprobs([self.encode(text, view)[0] for text in texts])
-
     def priors(self, view: int) -> Tensor | None:
         """See `LabelModel`."""
         calibration = self._method.calibration

@@ -27,6 +27,11 @@ _COLUMNS = (
 )
 
 
+def is_method_table(summary: Mapping[str, object]) -> bool:
+    """Whether a summary is that of `rlhf methods`."""
+    return "meets_adapter_result" in summary
+
+
 def methods_page(folder: str | Path) -> ReportPage:
     """The page of a comparison that has its summary."""
     files = RunFiles(folder)

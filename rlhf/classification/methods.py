@@ -6,6 +6,7 @@ the table is `method_table`.
 """
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +28,7 @@ from rlhf.runtime.run_folder import RunFiles, RunFolder, refuse_changed_config, 
 
 RunOne = Callable[[ClassifyConfig, bool], None]
 
+_PIPE_COLUMNS = 120
 _MAY_GROW = ("methods", "seeds", "reference")
 """Keys that a resumed comparison may change: runs that stay are checked one by one."""
 
@@ -134,6 +136,7 @@ def _print(rows: list[MethodRow], page: Path) -> None:
             f"{row.seconds:.1f}",
             f"{row.peak_memory_mib:.0f}",
         )
-    console = Console(highlight=False)
+    # In a pipe, rich assumes 80 columns and would fold the rows.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     console.print(table)
     console.print(f"report: {page}", markup=False, soft_wrap=True)

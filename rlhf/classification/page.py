@@ -1,6 +1,6 @@
 """The report of a classification: accuracy, confusion, prompts, then what every training stage shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,10 +10,17 @@ from rlhf.reports.training import generic_training_page
 from rlhf.runtime.run_folder import RunFiles
 
 
-def classification_page(folder: Path, labels: Sequence[str]) -> ReportPage:
+def is_classification(summary: Mapping[str, object]) -> bool:
+    """Whether a summary is that of `rlhf classify`."""
+    return "confusion" in summary
+
+
+def classification_page(folder: str | Path) -> ReportPage:
     """The page of a run that has its summary."""
-    summary = cast(dict[str, Any], RunFiles(folder).read_summary())
-    page = generic_training_page(folder, f"Classification of {folder.name}")
+    files = RunFiles(folder)
+    summary = cast(dict[str, Any], files.read_summary())
+    labels = cast(list[str], files.read_config()["labels"])
+    page = generic_training_page(folder, f"Classification of {files.path.resolve().name}")
     verdict = _verdict(summary)
     return replace(
         page,

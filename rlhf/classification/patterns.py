@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from policies.sequences import TokenIds
-from policies.tokenization import encode_prompt
+from policies.tokenization import decode, encode_prompt
 
 Tokens = tuple[int, ...]
 Run = str | Tokens
@@ -66,16 +66,15 @@ class Pattern:
 
     def describe(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The template again; tokens stand there as text."""
-        names = {Slot.TEXT: "{text}", Slot.TRIGGER: "{trigger}", Slot.ANSWER: "{answer}"}
         parts = [
-            names[piece]
+            f"{{{piece.value}}}"
             if isinstance(piece, Slot)
             else piece
             if isinstance(piece, str)
-            else tokenizer.decode(list(piece))
+            else decode(piece, tokenizer)
             for piece in self.pieces
         ]
-        return "".join(cast(list[str], parts)) + self.gap + "{answer}"
+        return "".join(parts) + self.gap + "{answer}"
 
 
 def read_pattern(template: str, *, field: str, with_trigger: bool = False) -> Pattern:

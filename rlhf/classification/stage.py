@@ -50,7 +50,7 @@ def run(config: ClassifyConfig, *, resume: bool) -> None:
     data = read_labelled(config.data, config.labels, seed=config.seed)
     backbone = load_backbone(config.model)
     model = build_model(config, backbone, data)
-    data = _within(config, model, data)
+    data = _within(config, model, data, min(config.max_tokens, backbone.context_tokens))
     training = ClassifierTraining(config, model, backbone, data.train, seed=config.seed)
     with open_training_run(config, resume=resume, stage="classify", total_steps=max(training.total_steps, 1)) as run:
         if run.checkpoint is not None:
@@ -60,9 +60,9 @@ def run(config: ClassifyConfig, *, resume: bool) -> None:
         write_objects(folder / PREDICTIONS_FILE, _prediction_rows(predictions, data.held_out, config.labels))
         if training.total_steps:
             model.save(folder, {"stage": "classify", "started_from": config.model.path})
-        facts = {"prepared_and_run_seconds": time.perf_counter() - started, "skipped_rows": len(data.skipped)}
+        facts = {"whole_seconds": time.perf_counter() - started, "skipped_rows": len(data.skipped)}
         run.metrics.close({**_summary(run, training, backbone, predictions, data), **model.describe(), **facts})
-        write_report(folder, classification_page(folder, config.labels))
+        write_report(folder, classification_page(folder))
 
 
 def build_model(config: ClassifyConfig, backbone: Backbone, data: LabelledData) -> LabelModel:
@@ -88,8 +88,8 @@ def _tuned(config: ClassifyConfig, backbone: Backbone) -> str | None:
     return prepare_policy(backbone, config.model.tuning, seed=config.seed)
 
 
-def _within(config: ClassifyConfig, model: LabelModel, data: LabelledData) -> LabelledData:
-    """The texts that the model can read whole.
+def _within(config: ClassifyConfig, model: LabelModel, data: LabelledData, limit: int) -> LabelledData:
+    """The texts that the model can read whole: of at most `limit` tokens in every view.
 
     Raises:
         ValueError: a longer one, unless bad rows are skipped.
@@ -100,18 +100,20 @@ def _within(config: ClassifyConfig, model: LabelModel, data: LabelledData) -> La
         fitting: list[LabelledText] = []
         for text in texts:
             longest = max(lengths_of([model.encode(text, view) for view in range(model.views)]))
-            if longest <= config.max_tokens:
+            if longest <= limit:
                 fitting.append(text)
                 continue
             problem = (
-                f"{field}, row {text.name}: {longest} tokens with pattern and answer; max_tokens={config.max_tokens} "
-                "are allowed"
+                f"{field}, row {text.name}: {longest} tokens with pattern and answer, {limit} are allowed "
+                f"(max_tokens={config.max_tokens}, or the context that the model has left)"
             )
             if config.data.on_bad_row == "error":
                 raise ValueError(f"{problem}: shorten it, raise max_tokens, or set data.on_bad_row=skip")
             skipped.append(problem)
         if not fitting:
-            raise ValueError(f"{field}: no text is left within max_tokens={config.max_tokens}; raise it")
+            raise ValueError(
+                f"{field}: no text is left within {limit} tokens (max_tokens={config.max_tokens}); raise it"
+            )
         return fitting
 
     train = kept(data.train, f"data.train={config.data.train}")

@@ -8,6 +8,7 @@ pretrain    `rlhf pretrain`
 sft         `rlhf sft`
 reward      `rlhf reward`: comparisons, losses, training
 dpo         `rlhf dpo`
+distill     `rlhf distill`
 algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
@@ -31,6 +32,7 @@ from rlhf.config.algorithm import (
 )
 from rlhf.config.answers import ChatConfig, ExportConfig, GenerateConfig, GenerateDataConfig
 from rlhf.config.classify import ClassifyConfig, ClassifyDataConfig, ClassifySettings
+from rlhf.config.distill import DistillConfig
 from rlhf.config.dpo import DpoConfig, DpoDataConfig
 from rlhf.config.eval import EvalConfig, EvalDataConfig
 from rlhf.config.methods import MethodsConfig
@@ -51,6 +53,7 @@ __all__ = [
     "ClassifySettings",
     "CriticConfig",
     "DataConfig",
+    "DistillConfig",
     "DpoConfig",
     "DpoDataConfig",
     "EvalConfig",

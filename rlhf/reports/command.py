@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 from rich.console import Console
 
+from rlhf.classification.method_page import is_method_table, methods_page
+from rlhf.classification.page import classification_page, is_classification
 from rlhf.evaluation.page import evaluation_page, is_evaluation
 from rlhf.reports.comparison import comparison_page, read_runs
 from rlhf.reports.config import ReportConfig
@@ -45,7 +47,10 @@ def _way_from(folder: Path, run_dir: Path) -> str:
 
 
 def _page_of(run_dir: str) -> ReportPage:
-    """A run's own page: an evaluation has one, other stages share one."""
-    return (
-        evaluation_page(run_dir) if is_evaluation(RunFiles(run_dir).read_summary()) else generic_training_page(run_dir)
-    )
+    """A run's own page: evaluations, classifications and tables of methods have one, other stages share one."""
+    summary = RunFiles(run_dir).read_summary()
+    if is_evaluation(summary):
+        return evaluation_page(run_dir)
+    if is_classification(summary):
+        return classification_page(run_dir)
+    return methods_page(run_dir) if is_method_table(summary) else generic_training_page(run_dir)

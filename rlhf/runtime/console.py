@@ -54,6 +54,13 @@ CONSOLE_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("eval/score", "score"),
         ("time/step", "s"),
     ),
+    "distill": (
+        ("loss/train", "loss"),
+        ("eval/teacher_kl", "held-out kl"),
+        ("eval/score_error", "score error"),
+        ("progress/lr", "lr"),
+        ("time/step", "s"),
+    ),
     "classify": (
         ("loss/train", "loss"),
         ("eval/accuracy", "held-out accuracy"),

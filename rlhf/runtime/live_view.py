@@ -32,6 +32,12 @@ _SPEED = (("perf/tokens_per_s", "tokens/s"), ("perf/peak_memory_mib", "memory Mi
 LIVE_ROWS: dict[str, tuple[tuple[str, str], ...]] = {
     "pretrain": (("loss/train", "loss"), ("eval/perplexity", "held-out ppl"), *_SPEED, ("progress/lr", "lr")),
     "sft": (("loss/train", "loss"), ("eval/loss", "held-out loss"), *_SPEED, ("progress/lr", "lr")),
+    "distill": (
+        ("loss/train", "loss"),
+        ("eval/teacher_kl", "held-out kl"),
+        ("eval/score_error", "score error"),
+        ("progress/lr", "lr"),
+    ),
     "classify": (("loss/train", "loss"), ("eval/accuracy", "held-out acc"), *_SPEED[1:], ("progress/lr", "lr")),
     "reward": (
         ("rm/loss", "loss"),

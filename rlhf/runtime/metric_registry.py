@@ -107,6 +107,9 @@ _DOCUMENTED = (
     Metric("eval/accuracy_low", "share", "Lower end of the 95 % interval of eval/accuracy."),
     Metric("eval/accuracy_high", "share", "Upper end of the 95 % interval of eval/accuracy."),
     Metric("eval/label_loss", "nats", "Mean -log p(label) of held-out texts."),
+    Metric("eval/teacher_kl", _PER_TOKEN, "KL from teacher to student, KL(teacher || student), on held-out text."),
+    Metric("eval/score_error", "reward^2", "Mean squared distance of the student's scores from the teacher's."),
+    Metric("eval/score_correlation", "1", "Pearson correlation of the student's scores with the teacher's."),
     Metric("eval/pretrain_perplexity", "1", "Perplexity on held-out pretraining text."),
     Metric(
         "eval/alignment_tax", _PER_TOKEN, "Rise of the loss on held-out pretraining text since the start of the run."

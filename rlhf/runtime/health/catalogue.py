@@ -1,7 +1,7 @@
 """Which rules a stage gets. Owns no rule."""
 
 from reward.composite import component_names
-from rlhf.config import AdaptiveKl, DpoConfig, PpoConfig, RewardConfig, StageConfig
+from rlhf.config import AdaptiveKl, DistillConfig, DpoConfig, PpoConfig, RewardConfig, StageConfig
 from rlhf.runtime.health.ppo_drift import (
     ENTROPY_COLLAPSE,
     EOS_RATE_DROP,
@@ -36,6 +36,8 @@ def rules_for(config: StageConfig) -> Rules:
         return _ppo_rules_of(config)
     if isinstance(config, DpoConfig):
         return dpo_rules()
+    if isinstance(config, DistillConfig):
+        return distillation_rules(phases=len(config.phase_steps))
     return reward_model_rules() if isinstance(config, RewardConfig) else language_model_rules()
 
 
@@ -87,6 +89,12 @@ def reward_model_rules() -> Rules:
 def dpo_rules() -> Rules:
     """The rules of DPO."""
     return _supervised_rules(loss="rm/loss", held_out="rm/eval_loss", gradient="policy/grad_norm")
+
+
+def distillation_rules(*, phases: int) -> Rules:
+    """The rules of distillation; where a model is cut several times, its loss jumps by design and is not watched."""
+    rules = _supervised_rules(loss="loss/train", held_out="eval/teacher_kl", gradient="policy/grad_norm")
+    return rules if phases == 1 else (NON_FINITE_METRIC,)
 
 
 def explained_rules() -> Rules:

@@ -82,7 +82,10 @@ def test_a_classifier_learns_and_leaves_its_folder(
     assert 0 < summary["trained_share"] <= 1
     predictions = [json.loads(line) for line in (folder / PREDICTIONS_FILE).read_text().splitlines()]
     assert sum(row["label"] == row["predicted"] for row in predictions) == round(summary["accuracy"] * len(ROWS))
-    assert "Confusion" in (folder / "report.html").read_text()
+    first = (folder / "report.html").read_text()
+    assert "Confusion" in first
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text() == first
     assert (folder / "model").is_dir()
 
 
@@ -144,7 +147,8 @@ def test_shots_are_drawn_by_seed_and_label(configure: Any) -> None:
         ({"data": {"shots_per_class": 13}}, "shots_per_class=13: label '0' has 12 rows"),
         ({"rows": [*ROWS, {"text": "the end", "label": 2}]}, "row 24: label is '2'; allowed are ['0', '1']"),
         ({"rows": [{"text": " ", "label": 0}]}, "row 0: text is ' '"),
-        ({"max_tokens": 8}, "max_tokens=8 are allowed"),
+        ({"max_tokens": 8}, "8 are allowed (max_tokens=8"),
+        ({"max_tokens": 999, "rows": [{"text": "the cat " * 40, "label": 0}]}, "64 are allowed (max_tokens=999"),
     ],
 )
 def test_bad_data_is_refused_by_name_before_the_folder_is_made(configure: Any, changes: Any, problem: str) -> None:
