@@ -13,6 +13,7 @@ ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
 answers     `rlhf generate`, `chat`, `export`
 quickstart  `rlhf quickstart`
+rounds      `rlhf rounds`: who ranks what, and the settings of the stages it runs
 """
 
 from rlhf.config.algorithm import (
@@ -34,6 +35,7 @@ from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
 from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig
 from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
+from rlhf.config.rounds import CollectConfig, FilesRanker, RoundsConfig, RoundsDataConfig, ScoreRanker
 from rlhf.config.sft import SftConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 
@@ -42,6 +44,7 @@ __all__ = [
     "Advantages",
     "AlgorithmConfig",
     "ChatConfig",
+    "CollectConfig",
     "CriticConfig",
     "DataConfig",
     "DpoConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "EvalConfig",
     "EvalDataConfig",
     "ExportConfig",
+    "FilesRanker",
     "FixedKl",
     "GaeAdvantages",
     "GenerateConfig",
@@ -69,6 +73,9 @@ __all__ = [
     "RewardConfig",
     "RewardDataConfig",
     "RlooAdvantages",
+    "RoundsConfig",
+    "RoundsDataConfig",
+    "ScoreRanker",
     "SftConfig",
     "StageConfig",
     "TrainedModelConfig",
