@@ -222,6 +222,18 @@ _ALL = (
         needs_config=False,
     ),
     Stage(
+        name="rounds",
+        summary="collect, rank, reward model and PPO in rounds, each from the policy of the one before",
+        config="rlhf.config:RoundsConfig",
+        run="rlhf.rounds.pipeline:run",
+        examples=(
+            "configs/tiny/rounds.yaml",
+            "configs/tiny/rounds.yaml ranker.kind=files",
+            "configs/tiny/rounds.yaml --resume",
+        ),
+        is_resumable=True,
+    ),
+    Stage(
         name="quickstart",
         summary="the whole chain on a small embedded world, in minutes on a CPU",
         config="rlhf.config:QuickstartConfig",

@@ -16,6 +16,7 @@ answers     `rlhf generate`, `chat`, `export`
 classify    `rlhf classify`
 methods     `rlhf methods`
 quickstart  `rlhf quickstart`
+rounds      `rlhf rounds`: who ranks what, and the settings of the stages it runs
 """
 
 from rlhf.config.algorithm import (
@@ -40,6 +41,7 @@ from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
 from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig, SequencesRamp, SpikeConfig
 from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
+from rlhf.config.rounds import CollectConfig, FilesRanker, RoundsConfig, RoundsDataConfig, ScoreRanker
 from rlhf.config.sft import SftConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 
@@ -51,6 +53,7 @@ __all__ = [
     "ClassifyConfig",
     "ClassifyDataConfig",
     "ClassifySettings",
+    "CollectConfig",
     "CriticConfig",
     "DataConfig",
     "DistillConfig",
@@ -59,6 +62,7 @@ __all__ = [
     "EvalConfig",
     "EvalDataConfig",
     "ExportConfig",
+    "FilesRanker",
     "FixedKl",
     "GaeAdvantages",
     "GenerateConfig",
@@ -81,6 +85,9 @@ __all__ = [
     "RewardDataConfig",
     "RlooAdvantages",
     "SequencesRamp",
+    "RoundsConfig",
+    "RoundsDataConfig",
+    "ScoreRanker",
     "SftConfig",
     "SpikeConfig",
     "StageConfig",

@@ -4,9 +4,7 @@ Owns the order of the stages, their timing and what is done on a second start. E
 `rlhf <stage>` runs; its numbers are in `recipe`, the final measurements in `outcome`, the page in `page`.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,28 @@ from rlhf.quickstart import recipe
 from rlhf.quickstart.comparisons import write_comparisons, write_rows
 from rlhf.quickstart.outcome import Outcomes, measure_outcomes, summary_of
 from rlhf.quickstart.page import COLUMNS, TITLES, outcome_rows, quickstart_page
-from rlhf.quickstart.progress import StageProgress
 from rlhf.quickstart.recipe import Layout
 from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows
 from rlhf.reports.page import write_report
 from rlhf.runtime.cluster import ray_cluster
-from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.stage_chain import StageChain
+from rlhf.stage_progress import StageProgress
 from rlhf.trainers import ppo, pretrain, reward, sft
 
 DEFAULT_FOLDER = Path("runs/quickstart")
 HELD_OUT_ROWS = 200
+_STAGES = {
+    "data": "write the world's data",
+    "pretrain": "pretrain on stories",
+    "sft": "fine-tune on demonstrations (SFT)",
+    "rankings": "sample answers, have them ranked",
+    "reward": "train the reward model",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+    "eval": "compare on held-out questions",
+}
+"""What each stage is called, in the order they run."""
 
 
 def run(config: QuickstartConfig, *, resume: bool) -> None:
@@ -66,41 +75,27 @@ class Chain:
 
     def __init__(self, config: QuickstartConfig, layout: Layout) -> None:
         self._config, self._layout = config, layout
-        self._times_path = layout.root / "stage_seconds.json"
-        self._seconds: dict[str, float] = json.loads(self._times_path.read_text()) if self._times_path.exists() else {}
 
     def run(self) -> tuple[Outcomes, dict[str, Any]]:
         """Runs what has not run yet; returns the outcomes and the summary."""
         config, layout = self._config, self._layout
-        with StageProgress(("data", "pretrain", "sft", "rankings", "reward", "ppo", "ppo_ptx", "eval")) as progress:
-            self._progress = progress
-            self._do("data", self._write_data)
+        with StageProgress(_STAGES) as progress:
+            chain = StageChain(layout.root, progress)
+            chain.do("data", self._write_data)
             with one_thread():
-                self._do("pretrain", self._trained("pretrain", pretrain.run, recipe.pretrain_config(config, layout)))
-                self._do("sft", self._trained("sft", sft.run, recipe.sft_config(config, layout)))
-            self._do("rankings", self._write_rankings)
-            self._do("reward", self._trained("reward", reward.run, recipe.reward_config(config, layout)))
+                chain.train("pretrain", pretrain.run, recipe.pretrain_config(config, layout))
+                chain.train("sft", sft.run, recipe.sft_config(config, layout))
+            chain.do("rankings", self._write_rankings)
+            chain.train("reward", reward.run, recipe.reward_config(config, layout))
             # One cluster for both runs: starting Ray costs seconds.
             with ray_cluster(None):
                 for name in ("ppo", "ppo_ptx"):
                     stage = recipe.ppo_config(config, layout, name, mix_pretraining=name == "ppo_ptx")
-                    self._do(name, self._trained(name, ppo.run, stage))
-            outcomes = self._measure()
-        return outcomes, summary_of(outcomes, self._seconds)
-
-    def _do(self, name: str, stage: Callable[[], None]) -> None:
-        if name in self._seconds:
-            self._progress.skip(name, self._seconds[name])
-            return
-        start = time.perf_counter()
-        with self._progress.stage(name):
-            stage()
-        self._seconds[name] = round(time.perf_counter() - start, 2)
-        write_atomically(self._times_path, json.dumps(self._seconds, indent=2) + "\n")
-
-    def _trained(self, name: str, run_stage: Callable[..., None], config: Any) -> Callable[[], None]:
-        """Starts the stage, or continues it where its folder holds an interrupted run."""
-        return lambda: run_stage(config, resume=RunFiles(self._layout.stage(name)).holds_run())
+                    chain.train(name, ppo.run, stage)
+            outcomes: list[Outcomes] = []
+            # Measured again on every start: the table needs the answers, and they are not kept.
+            chain.repeat("eval", lambda: outcomes.append(self._measure()))
+        return outcomes[0], summary_of(outcomes[0], chain.seconds)
 
     def _write_data(self) -> None:
         seed, layout = self._config.seed, self._layout
@@ -116,12 +111,7 @@ class Chain:
         write_comparisons(self._layout, comparisons=config.comparisons, held_out=HELD_OUT_ROWS, seed=config.seed)
 
     def _measure(self) -> Outcomes:
-        # Measured again on every start: the table needs the answers, and they are not kept.
-        start = time.perf_counter()
-        with self._progress.stage("eval"):
-            outcomes = measure_outcomes(self._layout, prompts=self._config.eval_prompts, seed=self._config.seed)
-        self._seconds["eval"] = round(time.perf_counter() - start, 2)
-        return outcomes
+        return measure_outcomes(self._layout, prompts=self._config.eval_prompts, seed=self._config.seed)
 
 
 @contextmanager

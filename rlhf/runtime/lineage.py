@@ -33,15 +33,15 @@ class LineageItem:
 
 def inputs_of(config: Mapping[str, Any]) -> list[LineageItem]:
     """What a resolved configuration reads: its data, the model it starts from, its reward models; each once."""
-    found = [_item("dataset", _SLICE.sub("", source)) for source in _data_sources(config)]
-    found += [_item("model", path) for path in _model_paths(config)]
+    found = [item_of("dataset", _SLICE.sub("", source)) for source in _data_sources(config)]
+    found += [item_of("model", path) for path in _model_paths(config)]
     return list({(item.kind, item.name): item for item in found}.values())
 
 
 def output_of(run_folder: Path) -> LineageItem | None:
     """The model that a finished run has left in its folder; None where it trains none."""
     path = run_folder / "model"
-    return _item("model", str(path)) if path.is_dir() else None
+    return item_of("model", str(path)) if path.is_dir() else None
 
 
 def _data_sources(config: Mapping[str, Any]) -> Iterator[str]:
@@ -58,7 +58,8 @@ def _model_paths(config: Mapping[str, Any]) -> Iterator[str]:
             yield source["path"]
 
 
-def _item(kind: Literal["dataset", "model"], source: str) -> LineageItem:
+def item_of(kind: Literal["dataset", "model"], source: str) -> LineageItem:
+    """What lies at a path, with the checksums of its files; of what is not local, the name alone."""
     path = Path(source)
     is_local = path.exists()
     parts = (path.resolve() if is_local else path).parts[-2:]

@@ -91,8 +91,8 @@ def test_scores_stand_in_the_order_of_the_questions_and_those_of_whole_tasks_are
 
 def test_the_adapter_that_is_the_policy_answers(tiny_llama_folder: Path, tmp_path: Path, model: LoadedModel) -> None:
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
-    get_peft_model(base, LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
+    get_peft_model(base, LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")).save_pretrained(str(tmp_path))
+    model.tokenizer.save_pretrained(str(tmp_path))
     adapted = LoadedModel(ModelConfig(path=str(tmp_path), device="cpu"))
     ids = model.tokenizer("the cat sat", return_tensors="pt")["input_ids"]
     with adapted.transformers_model() as tuned, model.transformers_model() as plain:

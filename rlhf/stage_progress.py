@@ -1,4 +1,4 @@
-"""The quickstart's display: one line a stage, a bar that moves on a terminal, plain lines elsewhere.
+"""The display of a chain of stages: one line a stage, a bar that moves on a terminal, plain lines elsewhere.
 
 Owns no order and no numbers.
 """
@@ -17,26 +17,16 @@ from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.metric_registry import format_value
 from rlhf.runtime.terminal import terminal_sinks_from
 
-TITLES = {
-    "data": "write the world's data",
-    "pretrain": "pretrain on stories",
-    "sft": "fine-tune on demonstrations (SFT)",
-    "rankings": "sample answers, have them ranked",
-    "reward": "train the reward model",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-    "eval": "compare on held-out questions",
-}
-
 
 class StageProgress:
     """A context in which the stages' own console lines go into the display.
 
     Args:
-        stages: Names, in the order they run.
+        titles: What each stage is called, by name, in the order they run.
     """
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, titles: Mapping[str, str]) -> None:
+        self._titles = titles
         self._console = Console(highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -46,10 +36,10 @@ class StageProgress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        width = max(len(title) for title in TITLES.values())
+        width = max(len(title) for title in titles.values())
         self._tasks: dict[str, TaskID] = {
-            name: self._progress.add_task(f"{TITLES[name]:<{width}}", total=None, start=False, note="")
-            for name in stages
+            name: self._progress.add_task(f"{title:<{width}}", total=None, start=False, note="")
+            for name, title in titles.items()
         }
         self._current = ""
 
@@ -81,7 +71,7 @@ class StageProgress:
         self._progress.update(task, total=1, completed=1)
         self._progress.stop_task(task)
         if not self._console.is_terminal:
-            self._console.print(f"{TITLES[name]}: {seconds:.1f} s{remark}")
+            self._console.print(f"{self._titles[name]}: {seconds:.1f} s{remark}")
 
 
 class _DisplaySink:
