@@ -34,7 +34,7 @@ from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
 from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig, SequencesRamp, SpikeConfig
 from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
-from rlhf.config.sft import SftConfig
+from rlhf.config.sft import SftConfig, SftDataConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "RlooAdvantages",
     "SequencesRamp",
     "SftConfig",
+    "SftDataConfig",
     "SpikeConfig",
     "StageConfig",
     "TrainedModelConfig",
