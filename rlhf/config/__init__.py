@@ -43,6 +43,7 @@ from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
 from rlhf.config.rounds import CollectConfig, FilesRanker, RoundsConfig, RoundsDataConfig, ScoreRanker
 from rlhf.config.sft import SftConfig
+from rlhf.config.sft import SftConfig, SftDataConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "RoundsDataConfig",
     "ScoreRanker",
     "SftConfig",
+    "SftDataConfig",
     "SpikeConfig",
     "StageConfig",
     "TrainedModelConfig",

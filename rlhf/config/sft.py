@@ -3,7 +3,19 @@
 from pydantic import Field, model_validator
 
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+<<<<<<< HEAD
 from rlhf.runtime.config import CheckpointConfig, RanksConfig
+=======
+from rlhf.instructions.config import MixtureConfig
+from rlhf.runtime.config import CheckpointConfig
+>>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
+
+
+class SftDataConfig(DataConfig):
+    """Demonstrations, or rows of many tasks that templates turn into them."""
+
+    mixture: MixtureConfig | None = None
+    """Instruction tuning: tasks, templates and held-out clusters; null takes the rows as they are."""
 
 
 class SftConfig(StageConfig):
@@ -11,8 +23,8 @@ class SftConfig(StageConfig):
 
     model: TrainedModelConfig
     """The model to tune."""
-    data: DataConfig
-    """Rows with `prompt` and `completion`, or `messages`."""
+    data: SftDataConfig
+    """Rows with `prompt` and `completion`, or `messages`; of a mixture, rows of tasks."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
     examples_per_step: int = Field(default=32, ge=1)

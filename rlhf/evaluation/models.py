@@ -3,8 +3,13 @@
 Owns the one load of each model. What the answers are worth is the judges' business.
 """
 
+<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+=======
+from collections.abc import Sequence
+from typing import Self
+>>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
-from policies.loading import load_backbone, policy_adapter
+from policies.loading import Backbone, load_backbone, policy_adapter
 from policies.sequences import TokenIds, evaluate_in_micro_batches
 from rlhf.text_stream import perplexity
 from rollout.config import SamplingConfig
@@ -34,9 +39,19 @@ class LoadedModel:
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        self._backbone = load_backbone(config)
-        self._adapter = policy_adapter(self._backbone)
-        self._policy = CausalPolicy(self._backbone, adapter=self._adapter, temperature=1.0)
+        backbone = load_backbone(config)
+        self._take(backbone, policy_adapter(backbone))
+
+    @classmethod
+    def of(cls, backbone: Backbone, adapter: str | None) -> Self:
+        """The model that somebody else holds, as it is now; not to be asked after its weights have changed."""
+        model = cls.__new__(cls)
+        model._take(backbone, adapter)
+        return model
+
+    def _take(self, backbone: Backbone, adapter: str | None) -> None:
+        self._backbone, self._adapter = backbone, adapter
+        self._policy = CausalPolicy(backbone, adapter=adapter, temperature=1.0)
         self._generators: dict[SamplingConfig, Generator] = {}
 
     @property

@@ -8,16 +8,24 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+<<<<<<< HEAD
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+=======
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+>>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
 
 from policies.loading import load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
 from rlhf.config import SftConfig
-from rlhf.conversations import Example, examples_from_rows
-from rlhf.data import load_rows
+from rlhf.conversations import Example, Row, examples_from_rows
+from rlhf.instructions.held_out import HELD_OUT_SUMMARY, console_table, held_out_sections
 from rlhf.optimization import NonFiniteLossError, build_schedule
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
@@ -25,10 +33,18 @@ from rlhf.row_shares import balance
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
+<<<<<<< HEAD
 from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
 from rlhf.stage_ranks import run_in_ranks
+=======
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.terminal import stages_announce
+from rlhf.runtime.training_run import open_training_run
+from rlhf.runtime.training_state import TrainingState
+from rlhf.trainers.sft_rows import read_demonstrations
+>>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
 from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
 from rlhf.trainers.trl_sft import train_with_trl
 from rlhf.trainers.tuned_policy import TunedPolicy
@@ -50,7 +66,12 @@ def run(config: SftConfig, *, resume: bool) -> None:
 def train(config: SftConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = SftInputs(config)
+<<<<<<< HEAD
     ranks.require_same(f"the model in model.path={config.model.path}", lambda: inputs.backbone.fingerprint)
+=======
+    if inputs.held_out_tasks is not None:
+        inputs.held_out_tasks.ask_before(inputs.backbone, inputs.adapter)
+>>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
     total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
     if not ranks.is_first:
         follower = SftRun(config, inputs, None, MetricLogger([]), total_steps, ranks=ranks)
@@ -65,9 +86,14 @@ def train(config: SftConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
             trainer.restore(run.checkpoint)
         summary = trainer.train()
         trainer.save_model()
+        if inputs.held_out_tasks is not None:
+            summary[HELD_OUT_SUMMARY] = inputs.held_out_tasks.ask_after(inputs.backbone, inputs.adapter)
         run.metrics.close(summary)
         path = run.folder.path
-        write_report(path, generic_training_page(path, f"Fine-tuning of {path.name}"))
+        page = generic_training_page(path, f"Fine-tuning of {path.name}")
+        write_report(path, replace(page, sections=[*held_out_sections(summary), *page.sections]))
+    if HELD_OUT_SUMMARY in summary and stages_announce():
+        Console(highlight=False).print(console_table(summary[HELD_OUT_SUMMARY]))
 
 
 class SftInputs:
@@ -80,6 +106,8 @@ class SftInputs:
         held_out: Held-out demonstrations; empty without `data.eval`.
         skipped: One line for each row that `on_bad_row=skip` left out.
         order: Index into `examples` of everything the run trains on (see `example_order`).
+        mixture: Examples of each task; empty without `data.mixture`.
+        held_out_tasks: Tasks of held-out clusters; None without any.
     """
 
     def __init__(self, config: SftConfig) -> None:
@@ -87,8 +115,15 @@ class SftInputs:
         self.adapter = prepare_policy(self.backbone, config.model.tuning, seed=config.seed)
         require_context(config.max_tokens, self.backbone)
         self.skipped: list[str] = []
-        self.examples = self._examples(config, config.data.train, "data.train")
-        self.held_out = [] if config.data.eval is None else self._examples(config, config.data.eval, "data.eval")
+        demonstrations = read_demonstrations(config)
+        self.mixture, self.held_out_tasks = demonstrations.mixture, demonstrations.held_out_tasks
+        self._skip(demonstrations.skipped)
+        self.examples = self._examples(config, demonstrations.train, f"data.train={config.data.train}")
+        self.held_out = (
+            self._examples(config, demonstrations.held_out, f"data.eval={config.data.eval}")
+            if demonstrations.held_out
+            else []
+        )
         self.order = example_order(
             [len(example.token_ids) for example in self.examples],
             epochs=config.epochs,
@@ -96,19 +131,22 @@ class SftInputs:
             seed=config.seed,
         )
 
-    def _examples(self, config: SftConfig, source: str, field: str) -> list[Example]:
+    def _examples(self, config: SftConfig, rows: Sequence[Row], source: str) -> list[Example]:
         result = examples_from_rows(
-            load_rows(source, field=field),
+            rows,
             self.backbone.tokenizer,
             max_tokens=config.max_tokens,
-            source=f"{field}={source}",
+            source=source,
             on_bad_row=config.data.on_bad_row,
             chat_template=config.model.chat_template,
         )
-        for line in result.skipped:
-            logger.warning("skipped %s", line)
-        self.skipped += result.skipped
+        self._skip(result.skipped)
         return result.examples
+
+    def _skip(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            logger.warning("skipped %s", line)
+        self.skipped += lines
 
 
 class SftRun:
@@ -233,6 +271,7 @@ class SftRun:
         return {
             "steps": self._steps_done,
             "examples": len(self._inputs.order),
+            **({"mixture": self._inputs.mixture} if self._inputs.mixture else {}),
             "train_loss": rows[-1]["loss/train"],
             "eval_loss": self._eval_loss if has_held_out else None,
             "perplexity": math.exp(self._eval_loss) if has_held_out else None,
