@@ -42,7 +42,6 @@ from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig, SequencesR
 from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
 from rlhf.config.rounds import CollectConfig, FilesRanker, RoundsConfig, RoundsDataConfig, ScoreRanker
-from rlhf.config.sft import SftConfig
 from rlhf.config.sft import SftConfig, SftDataConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 
@@ -85,10 +84,10 @@ __all__ = [
     "RewardConfig",
     "RewardDataConfig",
     "RlooAdvantages",
-    "SequencesRamp",
     "RoundsConfig",
     "RoundsDataConfig",
     "ScoreRanker",
+    "SequencesRamp",
     "SftConfig",
     "SftDataConfig",
     "SpikeConfig",

@@ -3,12 +3,8 @@
 from pydantic import Field, model_validator
 
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
-<<<<<<< HEAD
-from rlhf.runtime.config import CheckpointConfig, RanksConfig
-=======
 from rlhf.instructions.config import MixtureConfig
-from rlhf.runtime.config import CheckpointConfig
->>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
+from rlhf.runtime.config import CheckpointConfig, RanksConfig
 
 
 class SftDataConfig(DataConfig):

@@ -3,13 +3,9 @@
 Owns the one load of each model. What the answers are worth is the judges' business.
 """
 
-<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-=======
-from collections.abc import Sequence
 from typing import Self
->>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
 
 import numpy as np
 from numpy.typing import NDArray

@@ -8,18 +8,12 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-<<<<<<< HEAD
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-=======
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
->>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
 
 from policies.loading import load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
@@ -33,18 +27,12 @@ from rlhf.row_shares import balance
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
-<<<<<<< HEAD
 from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.runtime.terminal import stages_announce
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
 from rlhf.stage_ranks import run_in_ranks
-=======
-from rlhf.runtime.run_folder import RunFolder
-from rlhf.runtime.terminal import stages_announce
-from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import TrainingState
 from rlhf.trainers.sft_rows import read_demonstrations
->>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
 from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
 from rlhf.trainers.trl_sft import train_with_trl
 from rlhf.trainers.tuned_policy import TunedPolicy
@@ -66,12 +54,9 @@ def run(config: SftConfig, *, resume: bool) -> None:
 def train(config: SftConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     """`run` on one of several ranks; the first one owns the run folder and the terminal."""
     inputs = SftInputs(config)
-<<<<<<< HEAD
     ranks.require_same(f"the model in model.path={config.model.path}", lambda: inputs.backbone.fingerprint)
-=======
-    if inputs.held_out_tasks is not None:
+    if inputs.held_out_tasks is not None and ranks.is_first:
         inputs.held_out_tasks.ask_before(inputs.backbone, inputs.adapter)
->>>>>>> 38b50804bc1f5f93bdcee8854b081c47d18ec072
     total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
     if not ranks.is_first:
         follower = SftRun(config, inputs, None, MetricLogger([]), total_steps, ranks=ranks)
