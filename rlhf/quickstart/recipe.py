@@ -23,6 +23,7 @@ from rlhf.config import (
     RewardConfig,
     RewardDataConfig,
     SftConfig,
+    SftDataConfig,
 )
 from rlhf.runtime.config import CheckpointConfig
 from rollout.config import RolloutConfig, SamplingConfig
@@ -83,7 +84,7 @@ def sft_config(config: QuickstartConfig, layout: Layout) -> SftConfig:
         seed=config.seed,
         tracking=config.tracking,
         model=ModelConfig(path=layout.model("pretrain")),
-        data=DataConfig(train=str(layout.data("demonstrations")), eval=str(layout.data("demonstrations-eval"))),
+        data=SftDataConfig(train=str(layout.data("demonstrations")), eval=str(layout.data("demonstrations-eval"))),
         epochs=1,
         examples_per_step=16,
         micro_batch_examples=16,
