@@ -178,6 +178,6 @@ def test_the_settings_are_what_decides_a_logprob_and_stands_in_no_weight(
     scalings = {f"scaling of model.layers.{layer}.self_attn.q_proj": 1.5 for layer in (0, 1)}
     assert settings == {"temperature": 1.0} | scalings
     # As they are, not as they were configured.
-    for _, layer in backbone.adapters._layers:
+    for _, layer in backbone.adapters._layers.of("policy"):
         layer.scaling["policy"] = 1.0
     assert set(CausalPolicy(backbone, adapter="policy", temperature=1.0).settings().values()) == {1.0}

@@ -96,7 +96,7 @@ def one_tensor_scaled(host: RoleHost) -> None:
 
 
 def alpha_lost(host: RoleHost) -> None:
-    for _, layer in host._backbone.adapters._layers:
+    for _, layer in host._backbone.adapters._layers.of("policy"):
         layer.scaling[POLICY_ADAPTER] = 1.0
 
 
