@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,8 +96,8 @@ def one_tensor_scaled(host: RoleHost) -> None:
 
 
 def alpha_lost(host: RoleHost) -> None:
-    for _, layer in host._backbone.adapters._layers.of(POLICY_ADAPTER):
-        cast(Any, layer).scaling[POLICY_ADAPTER] = 1.0
+    for _, layer in host._backbone.adapters._layers.of("policy"):
+        layer.scaling[POLICY_ADAPTER] = 1.0
 
 
 def test_without_a_fault_samplers_hold_the_learners_weights(run: Run) -> None:
