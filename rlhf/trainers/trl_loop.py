@@ -202,6 +202,10 @@ class _StepCallback(TrainerCallback):
         step = self._first_step + state.global_step
         require_finite(step, named, loss=self._loss, grad_norm=self._trainer.step_grad_norm)
 
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Transformers clears the gradients of the model alone; virtual tokens are parameters beside it."""
+        cast(torch.optim.Optimizer, self._trainer.optimizer).zero_grad()
+
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         logs: dict[str, float] = kwargs["logs"]
         if "loss" in logs:  # The last call of a run has its duration instead.

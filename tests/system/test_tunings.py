@@ -83,6 +83,28 @@ def test_the_first_loss_of_sft_is_that_of_our_own_pass(name: str, tiny_llama_fol
     assert float(str(row["loss/train"])) == pytest.approx(float(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ia3", "p_tuning_v2"])
+def test_the_gradient_of_an_sft_step_is_that_of_its_own_examples(
+    name: str, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "where is the cat?", "completion": " on the mat"}]
+    settings = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"path": str(tiny_llama_folder), "tuning": TUNINGS[name].model_dump(), "device": "cpu"},
+        "data": {"train": write_rows(tmp_path / "rows.jsonl", rows)},
+        "optimizer": {"learning_rate": 1e-9},
+        "epochs": 3,
+        "examples_per_step": 1,
+        "micro_batch_examples": 1,
+        "max_tokens": 40,
+        "tracking": {"wandb": "off"},
+    }
+    config = SftConfig.model_validate(settings)
+    sft.run(config, resume=False)
+    norms = [float(str(row["policy/grad_norm"])) for row in RunFiles(config.run_dir).read_metrics()]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", [in_ppo(name) for name in sorted(TUNINGS)])
 def test_ppo_learns_by_each_method_in_step_with_its_sampler(name: str, tiny_llama_folder: Path, tmp_path: Path) -> None:
     model = {"tuning": TUNINGS[name].model_dump()}
