@@ -6,6 +6,7 @@ Searches read the model as it was loaded, before anything trains, so a resumed r
 from collections.abc import Sequence
 
 from policies.causal import CausalPolicy
+from policies.tokenization import encode_prompt
 from rlhf.classification.cloze import Prompt, Question
 from rlhf.classification.pattern_search import search_patterns
 from rlhf.classification.patterns import Pattern, read_pattern
