@@ -15,7 +15,9 @@ logprobs       hidden states -> token log-probs and entropy; the only next-token
 causal         the trainable policy
 reference      the frozen reference
 scalar_head    backbone + one linear output, shared by value and reward models
+label_head     one linear output of several labels
 value          per-token values
+shrinking      smaller models cut out of larger ones
 sharding       decoder layers cut over processes
 checkpoint     weights + tokenizer + metadata, written atomically
 disk           what a disk refuses, as one error that names the file

@@ -21,6 +21,8 @@ text_stream           pretraining text -> packed sequences, resumable
 trainers              one loop a stage
 runtime               run folder, metrics, checkpoints, cluster
 rankings              scores, votes and battles -> rankings or weighted pairs
+classification        labels for texts: patterns and words, heads; ways of tuning compared
+distillation          a smaller model learns from a larger one
 evaluation            models on the same held-out prompts: who wins, how sure that is, what it cost
 judges                independent reward functions
 generate, export      look at a model; merge it into a plain folder

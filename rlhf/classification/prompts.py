@@ -6,6 +6,7 @@ Searches read the model as it was loaded, before anything trains, so a resumed r
 from collections.abc import Sequence
 
 from policies.causal import CausalPolicy
+from policies.tokenization import encode_prompt
 from rlhf.classification.cloze import Prompt, Question
 from rlhf.classification.pattern_search import search_patterns
 from rlhf.classification.patterns import Pattern, read_pattern
@@ -22,6 +23,9 @@ from rlhf.config.classify import (
     WordsVerbalizer,
 )
 
+_ROOM_FOR_PATTERNS = 32
+"""Tokens of the context that searches keep free for the patterns they try."""
+
 
 def build_prompts(
     config: Prompts, policy: CausalPolicy, texts: Sequence[LabelledText], labels: Sequence[str], *, seed: int
@@ -31,7 +35,7 @@ def build_prompts(
     Args:
         config: What is asked for.
         policy: The model as it was loaded.
-        texts: Labelled texts, for searches.
+        texts: Labelled texts, for searches, which leave out those that fill the context.
         labels: Names of the labels.
         seed: Of searches.
 
@@ -53,23 +57,46 @@ def build_prompts(
     def with_words(pattern: Pattern, verbalizer: Verbalizer) -> Question:
         if isinstance(verbalizer, WordsVerbalizer):
             return Question(pattern, read_answers(verbalizer.words, labels, pattern, tokenizer))
-        return Question(pattern, search_words(policy, pattern, texts, labels, verbalizer))
+        return Question(pattern, search_words(policy, pattern, _readable(policy, texts), labels, verbalizer))
 
     if isinstance(config, GradientPrompts):
         pattern = read_pattern(config.template, field="method.prompts.template", with_trigger=True)
         start = random_triggers(config.trigger_tokens, policy.backbone, seed=seed)
         question = with_words(pattern.with_triggers(start), config.verbalizer)
-        triggers = search_triggers(policy, pattern, question.answers, texts, config, start=start, seed=seed)
+        triggers = search_triggers(
+            policy, pattern, question.answers, _readable(policy, texts), config, start=start, seed=seed
+        )
         return [(Question(pattern.with_triggers(triggers), question.answers),)]
     if isinstance(config, GeneratedPrompts):
         return [
             (question,)
             for question in search_patterns(
-                policy, lambda pattern: with_words(pattern, config.verbalizer), texts, config, seed=seed
+                policy,
+                lambda pattern: with_words(pattern, config.verbalizer),
+                _readable(policy, texts),
+                config,
+                seed=seed,
             )
         ]
     patterns = [read_pattern(template, field="method.prompts.templates") for template in config.templates]
     return [(with_words(pattern, config.verbalizer),) for pattern in patterns]
+
+
+def _readable(policy: CausalPolicy, texts: Sequence[LabelledText]) -> list[LabelledText]:
+    """The texts that leave room for a pattern.
+
+    Raises:
+        ValueError: none does.
+    """
+    backbone = policy.backbone
+    limit = backbone.context_tokens - _ROOM_FOR_PATTERNS
+    fitting = [text for text in texts if len(encode_prompt(text.text, backbone.tokenizer)) <= limit]
+    if not fitting:
+        raise ValueError(
+            f"data.train: a search needs texts of at most {limit} tokens, and there is none; shorten them, or take a "
+            "model with a longer context"
+        )
+    return fitting
 
 
 def _require_told_apart(parts: Sequence[Answers], labels: Sequence[str]) -> None:

@@ -131,3 +131,14 @@ def test_searched_prompts_are_what_a_configuration_asks_for(policy: CausalPolicy
     ((question,),) = build_prompts(method.prompts, policy, texts, LABELS, seed=0)
     assert [len(words) for words in question.answers.words] == [1, 1]
     assert len(question.pattern.pieces[2]) == 3  # pyright: ignore[reportArgumentType]
+
+
+def test_a_search_leaves_out_texts_that_fill_the_context(policy: CausalPolicy, texts: list[LabelledText]) -> None:
+    verbalizer = {"kind": "search", "words_per_label": 1, "candidates": 4, "shortest_word": 2}
+    written = {"kind": "written", "templates": ["{text} so {answer}"], "verbalizer": verbalizer}
+    config = ClozeMethod.model_validate({"prompts": written}).prompts
+    long = LabelledText("9", "rain and " * 40, 1)
+    with_long = build_prompts(config, policy, [*texts, long], LABELS, seed=0)
+    assert with_long == build_prompts(config, policy, texts, LABELS, seed=0)
+    with pytest.raises(ValueError, match="texts of at most 32 tokens, and there is none"):
+        build_prompts(config, policy, [long], LABELS, seed=0)
