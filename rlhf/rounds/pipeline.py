@@ -215,7 +215,7 @@ class Rounds:
 
     def _judged(self) -> dict[int, dict[str, Any]]:
         """What the judges at the end say of each round's policy, against the start; empty without judges."""
-        evaluated: Mapping[str, Any] = RunFiles(self._root / "eval").read_summary()
+        evaluated: Any = RunFiles(self._root / "eval").read_summary()
         if not evaluated:
             return {}
         *earlier, last = range(1, self._config.rounds + 1)
