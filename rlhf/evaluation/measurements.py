@@ -65,7 +65,7 @@ def measure(config: EvalConfig, setting: Setting, judges: Mapping[str, Comparing
         ValueError: a model cannot be loaded, or a task does not fit into its context.
     """
     evaluator = _evaluator(config, setting)
-    names = [CANDIDATE, *_names([model.path for model in config.models])]
+    names = [CANDIDATE, *model_names([model.path for model in config.models])]
     rivals = [
         _measured(name, model, evaluator, config, setting)
         for name, model in zip(names, [config.model, *config.models], strict=True)
@@ -103,7 +103,7 @@ def _verdicts(
     return {name: judge_both_orders(judge, prompts, candidate.texts, baseline.texts) for name, judge in judges.items()}
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def model_names(paths: Sequence[str]) -> list[str]:
     """The shortest ends of the paths that tell them apart; `runs/x/model` is the model of run x."""
     parts = [path.rstrip("/").split("/") for path in paths]
     parts = [part[:-1] if len(part) > 1 and part[-1] == "model" else part for part in parts]

@@ -17,6 +17,7 @@ from rlhf.answer_sampler import AnswerSampler
 from rlhf.config import RoundsConfig, ScoreRanker
 from rlhf.data import load_rows
 from rlhf.evaluation import command as evaluation
+from rlhf.evaluation.measurements import model_names
 from rlhf.reports.page import write_report
 from rlhf.rounds.page import rounds_page
 from rlhf.rounds.provenance import Provenance
@@ -197,24 +198,31 @@ class Rounds:
         self.provenance.note(number, step, inputs_of(config), output_of(folder))
 
     def _summary(self, seconds: Mapping[str, float]) -> dict[str, Any]:
-        numbers = range(1, self._config.rounds + 1)
-        evaluated = RunFiles(self._root / "eval").read_summary()
-        models: Any = evaluated.get("models") or ({"candidate": evaluated} if evaluated else {})
+        judged = self._judged()
         found: dict[str, Any] = {}
-        for number in numbers:
+        for number in range(1, self._config.rounds + 1):
             files = self._files(number)
             learned, optimised = (RunFiles(path).read_summary() for path in (files.reward, files.ppo))
-            last = number == self._config.rounds
-            name = "candidate" if last else next((key for key in models if f"round-{number}" in key), "")
             found[f"round-{number}"] = {
                 "comparisons": len(json_lines.read_objects(files.train)),
                 "reward_accuracy": learned["accuracy"],
                 "score_start": optimised["score_start"],
                 "score_end": optimised["score_end"],
                 "kl": optimised["kl"],
-                **_judged(models.get(name, {})),
+                **judged.get(number, {}),
             }
         return {"rounds": found, "seconds": dict(seconds), "seconds_total": sum(seconds.values())}
+
+    def _judged(self) -> dict[int, dict[str, Any]]:
+        """What the judges at the end say of each round's policy, against the start; empty without judges."""
+        evaluated: Any = RunFiles(self._root / "eval").read_summary()
+        if not evaluated:
+            return {}
+        *earlier, last = range(1, self._config.rounds + 1)
+        names = model_names([self._policy(number) for number in earlier])
+        models: list[Mapping[str, Any]] = [evaluated["models"][name] for name in names]
+        whole = {**evaluated, "components": evaluated["candidate"]["components"]}
+        return {number: _judgement(one) for number, one in zip([*earlier, last], [*models, whole], strict=True)}
 
     @property
     def _by_people(self) -> bool:
@@ -237,17 +245,15 @@ def _titles(config: RoundsConfig) -> dict[str, str]:
     return titles | ({"eval": "compare the rounds"} if config.judges else {})
 
 
-def _judged(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What the judges at the end say of one round's policy, against the start."""
-    keys = ("win_rate", "win_rate_low", "win_rate_high")
-    if not model:
-        return {}
-    return {key: model[key] for key in keys} | {"kl_from_start": model["kl"]} | dict(_components(model))
-
-
-def _components(model: Mapping[str, Any]) -> list[tuple[str, float]]:
-    described = model.get("candidate", model)
-    return [(f"judge_{name}", value) for name, value in described["components"].items()]
+def _judgement(model: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {f"judge_{name}": value for name, value in model["components"].items()}
+    return {
+        "win_rate": model["win_rate"],
+        "win_rate_low": model["win_rate_low"],
+        "win_rate_high": model["win_rate_high"],
+        "kl_from_start": model["kl"],
+        **scores,
+    }
 
 
 def _ask_for_rankings(files: RoundFiles) -> None:

@@ -82,8 +82,10 @@ def _best_of_n(parts: Sequence[Part]) -> Any:
             axis.plot(bounds, means, "o-", color=GREEN, ms=3, lw=1.2, label="best of 1 to 64" if first else None)
             kl, reward = over(part["curves"]["ppo_long"], "kl", key)
             early = [(x, y) for x, y in zip(kl, reward, strict=True) if x <= 2 * bounds[-1]]
-            axis.plot(*zip(*early, strict=True), ".", color=BLUE, alpha=0.6, label="PPO, a step" if first else None)
-        axis.set(title=title, xlabel="KL from SFT, nats (best of n: its upper bound)", ylabel="reward")
+            axis.plot(
+                *zip(*early, strict=True), ".", color=BLUE, alpha=0.6, label="long PPO run, a step" if first else None
+            )
+        axis.set(title=title, xlabel="KL, nats (best of n: upper bound)", ylabel="reward")
     axes[0].legend()
     return figure
 
