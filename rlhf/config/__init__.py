@@ -11,6 +11,7 @@ dpo         `rlhf dpo`
 algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
+text_to_text `rlhf text-to-text`: encoder-decoder models
 answers     `rlhf generate`, `chat`, `export`
 quickstart  `rlhf quickstart`
 """
@@ -36,6 +37,13 @@ from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
 from rlhf.config.sft import SftConfig, SftDataConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+from rlhf.config.text_to_text import (
+    Demonstrations,
+    SpanCorruption,
+    TextToTextConfig,
+    TextToTextDataConfig,
+    TextToTextModelConfig,
+)
 
 __all__ = [
     "AdaptiveKl",
@@ -44,6 +52,7 @@ __all__ = [
     "ChatConfig",
     "CriticConfig",
     "DataConfig",
+    "Demonstrations",
     "DpoConfig",
     "DpoDataConfig",
     "EvalConfig",
@@ -72,7 +81,11 @@ __all__ = [
     "SequencesRamp",
     "SftConfig",
     "SftDataConfig",
+    "SpanCorruption",
     "SpikeConfig",
     "StageConfig",
+    "TextToTextConfig",
+    "TextToTextDataConfig",
+    "TextToTextModelConfig",
     "TrainedModelConfig",
 ]
