@@ -13,6 +13,7 @@ from policies.config import ModelConfig
 from policies.encoder_decoder import EncoderDecoder, load_encoder_decoder
 from policies.loading import load_backbone
 from policies.tokenization import encode_completion
+from rlhf import cli
 from rlhf.config import GenerateConfig, TextToTextConfig
 from rlhf.evaluation.config import TasksConfig
 from rlhf.generate import run as generate
@@ -218,3 +219,14 @@ def test_shots_stand_in_front_of_a_question(tmp_path: Path) -> None:
     run(config, resume=False)
     summary: dict[str, Any] = {**RunFiles(config.run_dir).read_summary()}
     assert list(summary["tasks"]) == ["answered, 1 shots", "chosen, 1 shots"]
+
+
+@pytest.mark.slow
+def test_the_tiny_configurations_run_one_after_the_other(tmp_path: Path) -> None:
+    tiny = Path(__file__).parents[3] / "configs" / "tiny"
+    spans = [f"run_dir={tmp_path / 'spans'}", "steps=5", "eval_every_steps=5"]
+    assert cli.main(["text-to-text", str(tiny / "text-to-text.yaml"), *spans]) == 0
+    path = f"model.path={tmp_path / 'spans' / 'model'}"
+    answers = [f"run_dir={tmp_path / 'answers'}", "steps=5", "eval_every_steps=5", path]
+    assert cli.main(["text-to-text", str(tiny / "text-to-text-demonstrations.yaml"), *answers]) == 0
+    assert RunFiles(tmp_path / "answers").read_summary()["tasks"]
