@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from policies.config import ModelConfig
 from policies.encoder_decoder import EncoderDecoder, load_encoder_decoder
 from policies.loading import load_backbone
-from policies.tokenization import encode_completion
+from policies.tokenization import encode_completion, encode_prompt
 from rlhf import cli
 from rlhf.config import GenerateConfig, TextToTextConfig
 from rlhf.evaluation.config import TasksConfig
@@ -146,7 +146,7 @@ def test_generate_answers_with_an_encoder_decoder(tuned: Path, tmp_path: Path) -
 def test_sampled_log_probs_are_those_of_the_model_and_stop_strings_end_an_answer(tuned: Path) -> None:
     loaded: EncoderDecoder = load_encoder_decoder(str(tuned / "model"), CPU)
     model = AnsweringEncoderDecoder(loaded)
-    prompts = [Prompt(str(row), text["prompt"], input_ids(text["prompt"], loaded)[:-1])
+    prompts = [Prompt(str(row), text["prompt"], encode_prompt(text["prompt"], loaded.tokenizer))
                for row, text in enumerate(QUESTIONS)]  # fmt: skip
     sampled = model.sample(prompts, SamplingConfig(max_response_tokens=6), seed=0)
     again = model.sample(prompts, SamplingConfig(max_response_tokens=6), seed=0)
