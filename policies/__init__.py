@@ -2,6 +2,8 @@
 
 config         model, precision, attention, adapters
 tokenization   chat template, special tokens, prompt rendering
+tokenizer_models byte-level BPE, WordPiece and Unigram
+encoder_decoder T5-like models: loading, log-probs of targets, generation
 loading        backbone + tokenizer + adapters: the single way to load
 quantization   frozen linear layers in 8 or 4 bits (QLoRA)
 adapters       named adapters on one base: policy, critic, reward, reference

@@ -240,3 +240,18 @@ class ArchitectureConfig(StrictModel):
     def mlp_width(self) -> int:
         """`intermediate_size`, with what null stands for."""
         return self.intermediate_size or -(-8 * self.hidden_size // 96) * 32
+
+
+class EncoderDecoderArchitecture(StrictModel):
+    """Shape of a T5-like encoder-decoder that starts from random weights."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    """D, width of the residual stream."""
+    layers: int = Field(default=2, ge=1)
+    """Layers of the encoder, and as many of the decoder."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads; must divide hidden_size."""
+    intermediate_size: int | None = Field(default=None, ge=8)
+    """Width of the gated MLP; null means twice hidden_size."""
+    context_tokens: int = Field(default=256, ge=8)
+    """Longest input or target, in tokens; positions are relative, so nothing in the model depends on it."""

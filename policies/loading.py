@@ -49,6 +49,10 @@ _PROBE_LENGTHS = (5, 8)
 logger = logging.getLogger(__name__)
 
 
+class EncoderDecoderError(ValueError):
+    """A model that reads an input and writes a target, where a decoder is needed."""
+
+
 class Backbone:
     """One causal language model in memory, with its tokenizer and its adapters.
 
@@ -424,9 +428,16 @@ def resolve_device(device: str) -> torch.device:
 def _load_model(path: str, config: ModelConfig) -> PreTrainedModel:
     try:
         settings = _without_dropout(AutoConfig.from_pretrained(path))
+        if settings.is_encoder_decoder:
+            raise EncoderDecoderError(
+                f"model.path={path!r} holds an encoder-decoder; PPO and the other stages take decoders: use it with "
+                "`rlhf text-to-text` and `rlhf generate`, or name a decoder"
+            )
         return AutoModelForCausalLM.from_pretrained(
             path, config=settings, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
+    except EncoderDecoderError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise unreachable(path, error) from error
 

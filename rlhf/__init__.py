@@ -16,6 +16,11 @@ learner, critic       micro-batches, accumulation, clipping, optimizer steps; wh
 optimization          optimizer, schedule, and the step that refuses what is not finite
 compute_precision     the dtype of a forward pass
 data                  rows from files, the hub or the embedded world
+corpus                collected text -> text to pretrain on
+tokenizer_comparison  tokenizers on the same text, and the loss per byte of a small model with each
+sequence_filling      which documents share a sequence; loss_spikes: which loss stands out
+span_corruption       text -> input with sentinels and target; text_to_text_answers: what an encoder-decoder answers
+instructions          rows of many tasks -> demonstrations by templates, and held-out tasks
 conversations         chat data -> token ids + loss mask
 text_stream           pretraining text -> packed sequences, resumable
 trainers              one loop a stage

@@ -15,7 +15,8 @@ from rich.rule import Rule
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from policies.loading import Backbone, load_backbone, policy_adapter
+from policies.encoder_decoder import is_encoder_decoder, load_encoder_decoder
+from policies.loading import Backbone, load_backbone, policy_adapter, resolve_device
 from policies.tokenization import Message, decode, encode_prompt, render_prompt
 from rlhf.config import ChatConfig, GenerateConfig
 from rlhf.data import load_rows
@@ -24,6 +25,7 @@ from rlhf.reports.training import generic_training_page
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
+from rlhf.text_to_text_answers import AnsweringEncoderDecoder
 from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
 from rollout.prompts import PromptSet, prompts_from_rows
@@ -42,21 +44,20 @@ def run(config: GenerateConfig, *, resume: bool) -> None:
     """
     assert not resume, "the command line offers --resume to resumable stages only"
     resolved, started = config.model_dump(mode="json"), time.perf_counter()
-    backbone = load_backbone(config.model)
-    found = _read_prompts(config, backbone)
+    tokenizer, generate = _open_model(config)
+    found = _read_prompts(config, tokenizer)
     prompts, indices = repeat_prompts(found.prompts[: config.prompts], config.responses_per_prompt)
-    generator = build_generator(backbone, policy_adapter(backbone), config.sampling)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.create(config.run_dir, resolved))
         metrics = stack.enter_context(
             open_metric_logger(folder, config.tracking, resolved, stage="generate", total_steps=1)
         )
-        completions = generator.generate(prompts, indices, seed=config.seed, step=0)
-        texts = [decode(completion.token_ids, backbone.tokenizer) for completion in completions]
+        completions = generate(prompts, indices)
+        texts = [decode(completion.token_ids, tokenizer) for completion in completions]
         numbers = _describe(completions) | {"time/step": time.perf_counter() - started}
         metrics.log(1, numbers)
         metrics.log_samples(1, _sample_rows(prompts, completions, texts))
-        write_objects(folder.path / ANSWERS_FILE, _answer_rows(prompts, completions, backbone.tokenizer))
+        write_objects(folder.path / ANSWERS_FILE, _answer_rows(prompts, completions, tokenizer))
         metrics.close(
             {
                 "responses": len(completions),
@@ -169,10 +170,24 @@ class ChatSession:
         return Prompt(id=f"turn-{self._answers}", text=text, token_ids=encode_prompt(text, tokenizer))
 
 
-def _read_prompts(config: GenerateConfig, backbone: Backbone) -> PromptSet:
+def _open_model(
+    config: GenerateConfig,
+) -> tuple[PreTrainedTokenizerBase, Callable[[Sequence[Prompt], Sequence[int]], list[Completion]]]:
+    """The tokenizer, and what answers prompts with response indices: a rollout engine, or an encoder-decoder."""
+    if is_encoder_decoder(config.model.path):
+        model = AnsweringEncoderDecoder(load_encoder_decoder(config.model.path, resolve_device(config.model.device)))
+        return model.tokenizer, lambda prompts, indices: model.generate(
+            prompts, indices, config.sampling, seed=config.seed
+        )
+    backbone = load_backbone(config.model)
+    generator = build_generator(backbone, policy_adapter(backbone), config.sampling)
+    return backbone.tokenizer, lambda prompts, indices: generator.generate(prompts, indices, seed=config.seed, step=0)
+
+
+def _read_prompts(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
     return prompts_from_rows(
         load_rows(config.data.eval, field="data.eval"),
-        backbone.tokenizer,
+        tokenizer,
         max_prompt_tokens=config.max_prompt_tokens,
         source=f"data.eval={config.data.eval}",
         on_bad_row=config.data.on_bad_row,

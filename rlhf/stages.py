@@ -73,6 +73,14 @@ _ALL = (
         is_resumable=True,
     ),
     Stage(
+        name="text-to-text",
+        summary="train an encoder-decoder: span corruption on text, or demonstrations; ask it tasks at the end",
+        config="rlhf.config:TextToTextConfig",
+        run="rlhf.trainers.text_to_text:run",
+        examples=("configs/tiny/text-to-text.yaml", "configs/tiny/text-to-text-demonstrations.yaml steps=200"),
+        is_resumable=True,
+    ),
+    Stage(
         name="rankings",
         summary="turn scores, votes of many raters or win/lose/tie logs into rankings or weighted pairs",
         config="reward.rankings.config:RankingsConfig",

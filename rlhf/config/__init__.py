@@ -12,6 +12,7 @@ distill     `rlhf distill`
 algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
+text_to_text `rlhf text-to-text`: encoder-decoder models
 answers     `rlhf generate`, `chat`, `export`
 classify    `rlhf classify`
 methods     `rlhf methods`
@@ -44,6 +45,13 @@ from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, Preferenc
 from rlhf.config.rounds import CollectConfig, FilesRanker, RoundsConfig, RoundsDataConfig, ScoreRanker
 from rlhf.config.sft import SftConfig, SftDataConfig
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
+from rlhf.config.text_to_text import (
+    Demonstrations,
+    SpanCorruption,
+    TextToTextConfig,
+    TextToTextDataConfig,
+    TextToTextModelConfig,
+)
 
 __all__ = [
     "AdaptiveKl",
@@ -56,6 +64,7 @@ __all__ = [
     "CollectConfig",
     "CriticConfig",
     "DataConfig",
+    "Demonstrations",
     "DistillConfig",
     "DpoConfig",
     "DpoDataConfig",
@@ -90,7 +99,11 @@ __all__ = [
     "SequencesRamp",
     "SftConfig",
     "SftDataConfig",
+    "SpanCorruption",
     "SpikeConfig",
     "StageConfig",
+    "TextToTextConfig",
+    "TextToTextDataConfig",
+    "TextToTextModelConfig",
     "TrainedModelConfig",
 ]

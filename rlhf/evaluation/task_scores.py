@@ -5,24 +5,47 @@ Owns rank classification and exact match. Questions and shots are `tasks`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from policies.tokenization import encode_prompt
 from reward.intervals import MeanDifference, mean_difference
 from rlhf.evaluation.config import TasksConfig
-from rlhf.evaluation.models import LoadedModel
 from rlhf.evaluation.tasks import Task, TaskRow, contexts
 from rlhf.requests import reward_requests
 from rollout.config import SamplingConfig
-from rollout.types import Prompt, TokenIds
+from rollout.types import PerToken, Prompt, RolloutBatch, TokenIds
 
 Array = NDArray[np.float64]
 
 GREEDY_TEMPERATURE = 1e-3
 """The sampler has no greedy mode; here a token that is a hundredth of a nat behind comes once in 22,000 draws."""
 _AROUND_AN_ANSWER = " \t\r\n.!?\"'`"
+
+
+class AskedModel(Protocol):
+    """What tasks need of a model: `rlhf.evaluation.models.LoadedModel` for decoders."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence that it reads."""
+        ...
+
+    def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Sequence[PerToken]:
+        """(R,) log-probs of given continuations at temperature 1, nats."""
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, seed: int) -> RolloutBatch:
+        """An answer to every prompt."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +87,7 @@ class TaskChange:
     difference: MeanDifference
 
 
-def measure_tasks(model: LoadedModel, tasks: Sequence[Task], config: TasksConfig, *, seed: int) -> list[TaskOutcome]:
+def measure_tasks(model: AskedModel, tasks: Sequence[Task], config: TasksConfig, *, seed: int) -> list[TaskOutcome]:
     """Every task with every number of shots.
 
     Raises:
@@ -91,7 +114,7 @@ def is_exact(response: str, answer: str) -> bool:
     return response.strip(_AROUND_AN_ANSWER).casefold() == answer.strip(_AROUND_AN_ANSWER).casefold()
 
 
-def _outcome(model: LoadedModel, task: Task, shots: int, config: TasksConfig, seed: int) -> TaskOutcome:
+def _outcome(model: AskedModel, task: Task, shots: int, config: TasksConfig, seed: int) -> TaskOutcome:
     texts = contexts(task, shots, config, seed=seed)
     asked = task.rows[: len(texts)]
     if task.kind == "multiple_choice":
@@ -100,7 +123,7 @@ def _outcome(model: LoadedModel, task: Task, shots: int, config: TasksConfig, se
 
 
 def _ranked(
-    model: LoadedModel, task: Task, shots: int, texts: Sequence[str], rows: Sequence[TaskRow]
+    model: AskedModel, task: Task, shots: int, texts: Sequence[str], rows: Sequence[TaskRow]
 ) -> dict[str, Array]:
     """Rank classification: the choice of the highest log-prob is the answer (Brown et al. 2020, section 2.4)."""
     prompts: list[TokenIds] = []
@@ -120,13 +143,13 @@ def _ranked(
     return {measure: np.array(values, np.float64) for measure, values in right.items()}
 
 
-def _continuation(choice: str, model: LoadedModel) -> TokenIds:
+def _continuation(choice: str, model: AskedModel) -> TokenIds:
     ids = model.tokenizer(f" {choice.strip()}", add_special_tokens=False, verbose=False)["input_ids"]
     return np.array(ids, dtype=np.int32)
 
 
 def _answered(
-    model: LoadedModel,
+    model: AskedModel,
     task: Task,
     shots: int,
     texts: Sequence[str],
@@ -148,7 +171,7 @@ def _answered(
     return np.array([is_exact(text, row.answer) for text, row in zip(responses, rows, strict=True)], np.float64)
 
 
-def _require_room(model: LoadedModel, task: Task, shots: int, lengths: Sequence[int]) -> None:
+def _require_room(model: AskedModel, task: Task, shots: int, lengths: Sequence[int]) -> None:
     longest = max(lengths)
     if longest > model.context_tokens:
         raise ValueError(

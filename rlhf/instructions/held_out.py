@@ -81,9 +81,9 @@ def console_table(rows: Sequence[Mapping[str, Any]]) -> ConsoleTable:
     """The same for the terminal."""
     table = ConsoleTable(box=SIMPLE, title="held-out tasks")
     for name in ("task", "shots", "measure", "chance", "before", "after", "difference (95 %)"):
-        table.add_column(name, justify="left" if name in ("task", "measure") else "right")
+        table.add_column(name, justify="left" if name in ("task", "measure") else "right", no_wrap=True)
     for row in rows:
-        difference = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+        difference = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
         chance = "-" if row["chance"] is None else f"{row['chance']:.3f}"
         cells = (chance, f"{row['before']:.3f}", f"{row['after']:.3f}", difference)
         table.add_row(row["task"], str(row["shots"]), row["measure"], *cells)

@@ -18,6 +18,13 @@ CONSOLE_COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("perf/tokens_per_s", "tokens/s"),
         ("time/step", "s"),
     ),
+    "text-to-text": (
+        ("loss/train", "loss"),
+        ("eval/perplexity", "held-out ppl"),
+        ("progress/lr", "lr"),
+        ("perf/tokens_per_s", "tokens/s"),
+        ("time/step", "s"),
+    ),
     "sft": (
         ("loss/train", "loss"),
         ("eval/loss", "held-out loss"),

@@ -31,6 +31,7 @@ _SPEED = (("perf/tokens_per_s", "tokens/s"), ("perf/peak_memory_mib", "memory Mi
 # Per training stage, what a person watches: metric and its short label, read in rows of two.
 LIVE_ROWS: dict[str, tuple[tuple[str, str], ...]] = {
     "pretrain": (("loss/train", "loss"), ("eval/perplexity", "held-out ppl"), *_SPEED, ("progress/lr", "lr")),
+    "text-to-text": (("loss/train", "loss"), ("eval/perplexity", "held-out ppl"), *_SPEED, ("progress/lr", "lr")),
     "sft": (("loss/train", "loss"), ("eval/loss", "held-out loss"), *_SPEED, ("progress/lr", "lr")),
     "distill": (
         ("loss/train", "loss"),

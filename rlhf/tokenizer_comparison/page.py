@@ -23,7 +23,16 @@ _COLUMNS = {
     "parameters": "parameters",
     "train_tokens": "tokens trained on",
 }
-_ON_TERMINAL = tuple(key for key in _COLUMNS if key not in ("used", "train_tokens"))
+_ON_TERMINAL = {
+    "vocabulary": "tokens",
+    "fertility": "a word",
+    "bytes_per_token": "bytes",
+    "unknown_rate": "unknown",
+    "round_trip_rate": "exact",
+    "bits_per_byte": "bits/byte",
+    "parameters": "weights",
+}
+"""Columns that fit a terminal, by shorter names."""
 _TEXT = (
     "Measured on held-out text without special tokens; words are what stands between white space. Round trip is the "
     "share of documents that decoding gives back exactly. Bits a byte is the held-out loss of a small model that was "
@@ -34,12 +43,12 @@ _TEXT = (
 
 def console_table(summary: Summary) -> ConsoleTable:
     """One row a tokenizer."""
-    table = ConsoleTable(box=SIMPLE)
+    table = ConsoleTable(box=SIMPLE, caption="tokens a word, bytes a token, share of documents that come back exactly")
     table.add_column("tokenizer", no_wrap=True)
     measured: Mapping[str, Mapping[str, Any]] = summary["tokenizers"]
     shown = [key for key in _ON_TERMINAL if any(key in row for row in measured.values())]
     for key in shown:
-        table.add_column(_COLUMNS[key], justify="right")
+        table.add_column(_ON_TERMINAL[key], justify="right", no_wrap=True)
     columns = [format_column([row.get(key) for row in measured.values()]) for key in shown]
     for name, *cells in zip(measured, *columns, strict=True):
         table.add_row(name, *cells)
