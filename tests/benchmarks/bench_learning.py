@@ -3,7 +3,8 @@
 Both start from the SFT and reward model of a quickstart run, on the same prompts, with the same hyper-parameters and a
 fixed KL coefficient, LoRA of rank 16. TRL's value model is a full copy of the reward model; ours is an adapter that
 starts from it. Each side runs every seed; TRL at two learning rates, of which the better one counts, because one rate
-serves its policy and its value model. Writes results/learning_vs_trl.json, and run folders for `rlhf report`.
+serves its policy and its value model. Writes results/learning_vs_trl.json and a picture beside it, and run folders for
+`rlhf report`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import yaml
 from rlhf.runtime.environment import describe_environment
 from rlhf.runtime.json_lines import read_objects
 from tests.benchmarks.bench_ppo import PEER_LIBRARY
+from tests.benchmarks.reference_pictures import draw_learning
 
 RESULTS = Path(__file__).parent / "results" / "learning_vs_trl.json"
 CURVES = ("objective/scores", "objective/kl")
@@ -46,6 +48,7 @@ def main() -> None:
         sides.setdefault("ours", []).append(_curves(options, "ours", seed, RATES[0]))
     result = {"sides": {name: _summary(curves) for name, curves in sides.items()}, **describe_environment()}
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draw_learning(result["sides"], options.output.with_suffix(".png"))
     for name, side in result["sides"].items():
         sys.stdout.write(f"{name}: scores {side['scores']:.2f} at {side['kl']:.2f} nats\n")
 

@@ -1,6 +1,6 @@
-"""Pictures of a reference, for the README. The only file that imports matplotlib."""
+"""Pictures of what benchmarks have measured, for the README. The only file that imports matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,23 @@ def draw_pictures(parts: Parts, folder: Path) -> None:
             _save(_best_of_n(world), folder / "best-of-n.png")
         if sentiment := parts["sentiment"]:
             _save(_sentiment(sentiment), folder / "sentiment.png")
+
+
+def draw_learning(sides: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Scores and KL by the step, ours and TRL's at each of its learning rates; bands are the range over seeds."""
+    panels = (("objective/scores", "Proxy reward (trained on)"), ("objective/kl", "KL from SFT, nats"))
+    colours = {"ours": BLUE, "trl_0.001": ORANGE, "trl_0.0003": GREY}
+    with pyplot.rc_context(_STYLE):
+        figure, axes = _panels(len(panels))
+        for axis, (key, title) in zip(axes, panels, strict=True):
+            for side, colour in colours.items():
+                curves = [
+                    [[float(step), value] for step, value in enumerate(run[key], 1)] for run in sides[side]["runs"]
+                ]
+                _band(axis, curves, side.replace("trl_", "TRL 1.12, rate "), colour)
+            axis.set(title=title, xlabel="step")
+        axes[0].legend()
+        _save(figure, path)
 
 
 def _ppo_and_ptx(parts: Sequence[Part]) -> Any:
