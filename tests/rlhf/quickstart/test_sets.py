@@ -13,6 +13,7 @@ SIZES |= {
     "rankings-eval": 200,
     "prompts-eval": 200,
     "votes": 300,
+    "scraped": 400,
     "choices-eval": 200,
 }
 
