@@ -77,6 +77,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"critic": {"kind": "model"}},
         r"critic.kind=model: .*critic.kind=adapter or head",
     ),
+    "layers that are cut": (
+        {"placement": {"kind": "split", "learner": {"workers": 2, "sharding": "full"}}},
+        r"sharding=full with model.quantization=nf4: .*sharding=none",
+    ),
     "an engine of its own": (
         {"rollout": {"engine": {"kind": "vllm"}}, "placement": {"kind": "split"}},
         r"rollout.engine.kind=vllm: vLLM would sample from other numbers",
