@@ -15,6 +15,8 @@ SIZES |= {
     "votes": 300,
     "choices-eval": 200,
 }
+ONE_WORD = ("who", "what", "where")
+SIZES |= {name: 600 for name in ONE_WORD} | {f"{name}-eval": 100 for name in ONE_WORD}
 
 
 @pytest.mark.parametrize("name", EMBEDDED_SETS)
@@ -46,7 +48,7 @@ def test_every_ranking_prefers_something_and_names_each_of_its_distinct_response
 
 
 def test_held_out_prompts_tell_scenes_of_the_held_out_split_only() -> None:
-    for name in ("demonstrations", "rankings", "prompts"):
+    for name in ("demonstrations", "rankings", "prompts", *ONE_WORD):
         for suffix, split in (("", "train"), ("-eval", "eval")):
             stories = [question_from_prompt(row["prompt"]).story for row in embedded_rows(name + suffix)[:100]]
             assert {read_scene(story).split for story in stories} == {split}
@@ -63,3 +65,11 @@ def test_votes_are_rankings_of_answers_by_different_writers_by_different_raters(
     raters = {vote["rater"] for row in rows for vote in row["votes"]}
     assert CONTRARIAN in raters
     assert len(raters) == 6
+
+
+@pytest.mark.parametrize("name", ONE_WORD)
+def test_questions_of_one_kind_are_answered_by_the_fact_they_ask_for(name: str) -> None:
+    for row in embedded_rows(name):
+        question = question_from_prompt(row["prompt"])
+        assert question.text.startswith(f"{name} ")
+        assert row["completion"] == f" {question.answer}" == f" {row['answer']}"
