@@ -36,9 +36,8 @@ class ComparedWay(StrictModel):
     """What is done against forgetting. Without `data`, replay and EWC take what was learned before: `data.pretrain` and
     the earlier tasks; where that is nothing, as for a first task without `data.pretrain`, they are left out."""
     adapters: Literal["continued", "per_task"] = "continued"
-    """`continued` trains one model on; `per_task` gives each task an adapter of its own on the start, and asks each task
-    of its adapter: what was learned stays by construction (parameter isolation), and whoever asks must know the task.
-    """
+    """`continued` trains one model on; `per_task` gives each task an adapter of its own on the start, and asks each of
+    its adapter: what was learned stays by construction (parameter isolation), and whoever asks must know the task."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate; null is `sft.optimizer.learning_rate`."""
 

@@ -16,7 +16,7 @@ SIZES |= {
     "choices-eval": 200,
 }
 ONE_WORD = ("who", "what", "where")
-SIZES |= {name: 600 for name in ONE_WORD} | {f"{name}-eval": 100 for name in ONE_WORD}
+SIZES |= dict.fromkeys(ONE_WORD, 600) | {f"{name}-eval": 100 for name in ONE_WORD}
 
 
 @pytest.mark.parametrize("name", EMBEDDED_SETS)
