@@ -6,8 +6,8 @@
     prompts          1000 prompts                    prompts-eval          200
     choices-eval     200 questions with 4 choices
     scraped          400 documents as a crawler finds them: menus, notices, copies and near copies of stories
-    where, what, who 600 prompts of one kind each: the place and the thing are answered by a sentence, who by a name
-                                                 where-eval, what-eval, who-eval     100
+    where, who       600 prompts of one kind each: a place is answered by a sentence, who by a name
+                                                 where-eval, who-eval   100
     votes            300 prompts with 4 responses by different writers, each ranked by three of six raters
 
 The `-eval` sets tell of scenes that no other set holds. Owns sizes and names, and who votes; the other rows come from
@@ -133,8 +133,6 @@ EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
     "choices-eval": lambda: _choices(200, "eval"),
     "where": lambda: _answers("place", 600, "train"),
     "where-eval": lambda: _answers("place", 100, "eval"),
-    "what": lambda: _answers("thing", 600, "train"),
-    "what-eval": lambda: _answers("thing", 100, "eval"),
     "who": lambda: _answers("name", 600, "train"),
     "who-eval": lambda: _answers("name", 100, "eval"),
     "prompts": lambda: _prompts(1000, "train"),
