@@ -191,6 +191,14 @@ _ALL = (
         is_resumable=True,
     ),
     Stage(
+        name="forgetting",
+        summary="learn tasks in a row in several ways, and tell what each way forgot",
+        config="rlhf.config:ForgettingConfig",
+        run="rlhf.forgetting.task_sequence:run",
+        examples=("configs/tiny/forgetting.yaml", "configs/tiny/forgetting.yaml seeds=[0,1]"),
+        is_resumable=True,
+    ),
+    Stage(
         name="generate",
         summary="answer a file of prompts",
         config="rlhf.config:GenerateConfig",

@@ -73,6 +73,7 @@ def training_memory(config: TrainingConfig, device: Device) -> ActorMemory:
         "base weights": weight_bytes(shape, b, quantization) - (shape.parameters - in_use) * b,
         "adapters": 0 if is_full else FLOAT32 * (adapter + started + frozen_elements(shape, tuning)),
         "optimizer": optimizer_bytes(trained, bytes_of_trained),
+        "retention": _retained(config, shape.parameters * b, trained, bytes_of_trained),
     }
     update = {
         "gradients": trained * FLOAT32 if largest.accumulates else 0,
@@ -91,6 +92,16 @@ def training_memory(config: TrainingConfig, device: Device) -> ActorMemory:
         phases,
         {"libraries": LIBRARIES},
     )
+
+
+def _retained(config: TrainingConfig, model: int, trained: int, bytes_of_trained: int) -> int:
+    """What is kept of the old model: a copy of it for a KL under full tuning, where weights started, Fisher values."""
+    if not isinstance(config, SftConfig):
+        return 0
+    if config.retention.kind == "kl":
+        return model if isinstance(config.model.tuning, FullTuning) else 0
+    starts = trained * bytes_of_trained
+    return {"l2_sp": starts, "ewc": starts + trained * FLOAT32}.get(config.retention.kind, 0)
 
 
 def _largest_pass(config: TrainingConfig, shape: ModelShape, device: Device, bytes_per_weight: int) -> LargestPass:

@@ -21,10 +21,8 @@ from rlhf.classification.method_page import methods_page
 from rlhf.classification.method_table import MethodRow, method_rows, summary_of
 from rlhf.config import ClassifyConfig, MethodsConfig
 from rlhf.config.methods import ComparedMethod
-from rlhf.config_loading.yaml import dump_yaml
 from rlhf.reports.page import write_report
-from rlhf.runtime.json_lines import write_atomically
-from rlhf.runtime.run_folder import RunFiles, RunFolder, refuse_changed_config, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, RunFolder, let_grow, refuse_changed_config, refuse_existing_run
 
 RunOne = Callable[[ClassifyConfig, bool], None]
 
@@ -52,7 +50,7 @@ def compare(config: MethodsConfig, *, resume: bool, run_one: RunOne) -> list[Met
     resolved = config.model_dump(mode="json")
     runs = {(method.name, seed): sub_run(config, method, seed) for method in config.methods for seed in config.seeds}
     if resume:
-        _let_grow(RunFiles(config.run_dir), resolved)
+        let_grow(RunFiles(config.run_dir), resolved, _MAY_GROW)
     else:
         refuse_existing_run(config.run_dir)
     open_folder = RunFolder.resume if resume else RunFolder.create
@@ -114,13 +112,6 @@ def _finish(config: ClassifyConfig, run_one: RunOne) -> None:
         refuse_changed_config(files, config.model_dump(mode="json"))
         return
     run_one(config, files.holds_run())
-
-
-def _let_grow(files: RunFiles, resolved: Mapping[str, object]) -> None:
-    """Takes over the new list of methods and seeds; what else differs is refused as in any resumed run."""
-    if files.config_path.exists():
-        grown = {key: resolved[key] for key in _MAY_GROW}
-        write_atomically(files.config_path, dump_yaml(files.read_config() | grown))
 
 
 def _print(rows: list[MethodRow], page: Path) -> None:

@@ -13,6 +13,8 @@ algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
 text_to_text `rlhf text-to-text`: encoder-decoder models
+retention   what fine-tuning does against forgetting
+forgetting  `rlhf forgetting`
 answers     `rlhf generate`, `chat`, `export`
 classify    `rlhf classify`
 methods     `rlhf methods`
@@ -37,13 +39,14 @@ from rlhf.config.classify import ClassifyConfig, ClassifyDataConfig, ClassifySet
 from rlhf.config.distill import DistillConfig
 from rlhf.config.dpo import DpoConfig, DpoDataConfig
 from rlhf.config.eval import EvalConfig, EvalDataConfig
+from rlhf.config.forgetting import ForgettingConfig
 from rlhf.config.methods import MethodsConfig
 from rlhf.config.ppo import CriticConfig, PpoConfig, PpoDataConfig
 from rlhf.config.pretrain import PretrainConfig, PretrainModelConfig, SequencesRamp, SpikeConfig
 from rlhf.config.quickstart import QuickstartConfig
 from rlhf.config.reward import PairwiseLogisticLoss, PlackettLuceLoss, PreferenceLoss, RewardConfig, RewardDataConfig
 from rlhf.config.rounds import CollectConfig, FilesRanker, RoundsConfig, RoundsDataConfig, ScoreRanker
-from rlhf.config.sft import SftConfig, SftDataConfig
+from rlhf.config.sft import SftConfig, SftDataConfig, SftSettings
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 from rlhf.config.text_to_text import (
     Demonstrations,
@@ -73,6 +76,7 @@ __all__ = [
     "ExportConfig",
     "FilesRanker",
     "FixedKl",
+    "ForgettingConfig",
     "GaeAdvantages",
     "GenerateConfig",
     "GenerateDataConfig",
@@ -100,6 +104,7 @@ __all__ = [
     "SftConfig",
     "SftDataConfig",
     "SpanCorruption",
+    "SftSettings",
     "SpikeConfig",
     "StageConfig",
     "TextToTextConfig",

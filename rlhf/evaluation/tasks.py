@@ -44,8 +44,12 @@ class Task:
     skipped: int = 0
 
 
-def read_task(rows: Sequence[Row], *, source: str, on_bad_row: Literal["error", "skip"] = "error") -> Task:
+def read_task(
+    rows: Sequence[Row], *, source: str, field: str = "data.tasks", on_bad_row: Literal["error", "skip"] = "error"
+) -> Task:
     """The task that a data source holds, named after it; the first good row decides the kind.
+
+    `field` is the configuration key the source stands in, named by errors.
 
     Raises:
         ValueError: a bad row, or none that is good.
@@ -61,12 +65,12 @@ def read_task(rows: Sequence[Row], *, source: str, on_bad_row: Literal["error", 
                 raise _BadRowError(f"is of kind {found}, the rows before are {kind}: put them into a file of their own")
         except _BadRowError as error:
             if on_bad_row == "error":
-                raise ValueError(f"data.tasks={source}, row {number}: {error}; or set data.on_bad_row=skip") from error
+                raise ValueError(f"{field}={source}, row {number}: {error}; or set data.on_bad_row=skip") from error
             skipped += 1
         else:
             kept.append(read)
     if kind is None:
-        raise ValueError(f"data.tasks={source}: no row is a question ({skipped} bad rows); at least one is needed")
+        raise ValueError(f"{field}={source}: no row is a question ({skipped} bad rows); at least one is needed")
     return Task(task_name(source), kind, kept, skipped)
 
 

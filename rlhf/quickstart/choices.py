@@ -24,17 +24,18 @@ class ChoiceRow(TypedDict):
 
 def choice_row(question: Question, rng: random.Random) -> ChoiceRow:
     """The question with its true statement and three others, in random order."""
-    right = _statement(question, question.visit)
+    right = statement(question, question.visit)
     statements = [right]
     while len(statements) < CHOICES:
-        other = _statement(question, _elsewhere(question, rng))
+        other = statement(question, _elsewhere(question, rng))
         statements += [other] if other not in statements else []
     rng.shuffle(statements)
     asked = question.prompt.rpartition("\n")[0]
     return {"question": asked, "choices": statements, "answer": statements.index(right)}
 
 
-def _statement(question: Question, visit: Visit) -> str:
+def statement(question: Question, visit: Visit) -> str:
+    """The answer to the question as a short sentence, where `visit` tells the facts."""
     if question.told == "place":
         return f"{visit.name} is at the {visit.place}"
     return f"{visit.name} has the {visit.colour} {visit.thing}"

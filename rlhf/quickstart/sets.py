@@ -6,6 +6,8 @@
     prompts          1000 prompts                    prompts-eval          200
     choices-eval     200 questions with 4 choices
     scraped          400 documents as a crawler finds them: menus, notices, copies and near copies of stories
+    where, who       600 prompts of one kind each: a place is answered by a sentence, who by a name
+                                                 where-eval, who-eval   100
     votes            300 prompts with 4 responses by different writers, each ranked by three of six raters
 
 The `-eval` sets tell of scenes that no other set holds. Owns sizes and names, and who votes; the other rows come from
@@ -16,10 +18,10 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlhf.quickstart.choices import choice_row
+from rlhf.quickstart.choices import choice_row, statement
 from rlhf.quickstart.grammar import Split
 from rlhf.quickstart.labelers import LABELERS, rank
-from rlhf.quickstart.questions import Question
+from rlhf.quickstart.questions import Asked, Question
 from rlhf.quickstart.scraped import scraped_pages
 from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows, questions, ranking_rows
 from rlhf.quickstart.writers import WRITERS, sample_writer, write
@@ -79,6 +81,17 @@ def _choices(count: int, split: Split) -> list[Row]:
     return [{**choice_row(question, rng)} for question in questions(count, SEED + 3, split=split)]
 
 
+def _answers(asked: Asked, count: int, split: Split) -> list[Row]:
+    # A seed of their own, and so many questions that each kind finds enough of its own among them.
+    found = [question for question in questions(5 * count, SEED + 4, split=split) if question.asked == asked][:count]
+    assert len(found) == count, f"{len(found)} of {5 * count} questions ask for a {asked}; draw more"
+    answers = [question.answer if asked == "name" else statement(question, question.visit) for question in found]
+    return [
+        {"prompt": question.prompt, "completion": f" {answer}", "answer": answer}
+        for question, answer in zip(found, answers, strict=True)
+    ]
+
+
 def _distinct_responses(question: Question, rng: random.Random) -> list[str]:
     drafts: dict[str, None] = {}
     while len(drafts) < RESPONSES_PER_RANKING:
@@ -118,6 +131,10 @@ EMBEDDED_SETS: Mapping[str, Callable[[], list[Row]]] = {
     "scraped": lambda: [{"text": page} for page in scraped_pages(400, SEED)],
     "votes": lambda: _votes(300),
     "choices-eval": lambda: _choices(200, "eval"),
+    "where": lambda: _answers("place", 600, "train"),
+    "where-eval": lambda: _answers("place", 100, "eval"),
+    "who": lambda: _answers("name", 600, "train"),
+    "who-eval": lambda: _answers("name", 100, "eval"),
     "prompts": lambda: _prompts(1000, "train"),
     "prompts-eval": lambda: _prompts(200, "eval"),
 }

@@ -10,6 +10,7 @@ from rich.console import Console
 from rlhf.classification.method_page import is_method_table, methods_page
 from rlhf.classification.page import classification_page, is_classification
 from rlhf.evaluation.page import evaluation_page, is_evaluation
+from rlhf.forgetting.page import forgetting_page, is_task_sequence
 from rlhf.reports.comparison import comparison_page, read_runs
 from rlhf.reports.config import ReportConfig
 from rlhf.reports.page import ReportPage, render_page
@@ -47,10 +48,12 @@ def _way_from(folder: Path, run_dir: Path) -> str:
 
 
 def _page_of(run_dir: str) -> ReportPage:
-    """A run's own page: evaluations, classifications and tables of methods have one, other stages share one."""
+    """A run's own page: evaluations, classifications and the tables of comparisons have one, other stages share one."""
     summary = RunFiles(run_dir).read_summary()
     if is_evaluation(summary):
         return evaluation_page(run_dir)
     if is_classification(summary):
         return classification_page(run_dir)
+    if is_task_sequence(summary):
+        return forgetting_page(run_dir)
     return methods_page(run_dir) if is_method_table(summary) else generic_training_page(run_dir)

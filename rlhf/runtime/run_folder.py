@@ -251,6 +251,16 @@ def refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]
         )
 
 
+def let_grow(files: RunFiles, resolved_config: Mapping[str, object], keys: Sequence[str]) -> None:
+    """Takes the given values of these keys into the configuration of a run that is about to be resumed.
+
+    For lists of runs that are kept and checked one by one; what else differs is refused as in any resumed run.
+    """
+    if files.config_path.exists():
+        grown = {key: resolved_config[key] for key in keys}
+        json_lines.write_atomically(files.config_path, _to_yaml(files.read_config() | grown))
+
+
 def leaves(tree: object, prefix: str = "") -> Row:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`; a list counts as one leaf, an empty mapping too."""
     if not isinstance(tree, dict) or not tree:

@@ -18,7 +18,10 @@ from rich.console import Console
 from policies.loading import load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
 from rlhf.config import SftConfig
+from rlhf.config.retention import EwcRetention, ReplayRetention, Retention
 from rlhf.conversations import Example, Row, examples_from_rows
+from rlhf.forgetting.replay import old_examples, replay_order
+from rlhf.forgetting.retention import build_penalties
 from rlhf.instructions.held_out import HELD_OUT_SUMMARY, console_table, held_out_sections
 from rlhf.optimization import NonFiniteLossError, build_schedule
 from rlhf.reports.page import write_report
@@ -87,7 +90,9 @@ class SftInputs:
     Attributes:
         backbone: The model, with the adapter that trains where tuning is LoRA.
         adapter: Name of that adapter; None where the model itself trains.
-        examples: Training demonstrations.
+        examples: Training demonstrations, then the old ones that replay mixes among them.
+        new: How many of them are new.
+        old: Examples of `retention.data`.
         held_out: Held-out demonstrations; empty without `data.eval`.
         skipped: One line for each row that `on_bad_row=skip` left out.
         order: Index into `examples` of everything the run trains on (see `example_order`).
@@ -109,12 +114,28 @@ class SftInputs:
             if demonstrations.held_out
             else []
         )
-        self.order = example_order(
-            [len(example.token_ids) for example in self.examples],
-            epochs=config.epochs,
-            examples_per_step=config.examples_per_step,
-            seed=config.seed,
-        )
+        self.new = len(self.examples)
+        self.old = self._old_examples(config.retention, config)
+        self.order = self._order(config)
+
+    def _old_examples(self, retention: Retention, config: SftConfig) -> list[Example]:
+        if not isinstance(retention, ReplayRetention | EwcRetention) or retention.data is None:
+            return []
+        found = old_examples(config, retention.data, self.backbone)
+        self._skip(found.skipped)
+        return found.examples
+
+    def _order(self, config: SftConfig) -> list[int]:
+        settings: dict[str, Any] = {
+            "epochs": config.epochs,
+            "examples_per_step": config.examples_per_step,
+            "seed": config.seed,
+        }
+        if not isinstance(config.retention, ReplayRetention):
+            return example_order([len(example.token_ids) for example in self.examples], **settings)
+        self.examples = [*self.examples, *self.old]
+        lengths = [len(example.token_ids) for example in self.examples]
+        return replay_order(lengths, self.new, share=config.retention.share, **settings)
 
     def _examples(self, config: SftConfig, rows: Sequence[Row], source: str) -> list[Example]:
         result = examples_from_rows(
@@ -160,8 +181,10 @@ class SftRun:
         self._config, self._inputs, self._folder, self._metrics = config, inputs, folder, metrics
         self._total_steps = total_steps
         self._tuned = TunedPolicy("sft", config, inputs.backbone, inputs.adapter, folder, total_steps)
+        parameters = [parameter for _, parameter in self._tuned.parameters]
+        self._penalties = build_penalties(config, self._tuned.policy, parameters, inputs.old, ranks)
         lengths = [len(example.token_ids) for example in inputs.examples]
-        self._progress = Progress(lengths, inputs.order, config.examples_per_step)
+        self._progress = Progress(lengths, inputs.order, config.examples_per_step, inputs.new)
         self._steps_done = 0
         self._eval_loss = math.nan
         self._step_started = 0.0
@@ -189,6 +212,8 @@ class SftRun:
                     settings=settings,
                     first_step=self._steps_done,
                     on_step=self._after_step,
+                    old_model=self._penalties.old_model,
+                    weight_penalty=self._penalties.weights,
                 )
         except NonFiniteLossError:
             self._tuned.save(self._steps_done, self._kept_values())
@@ -233,6 +258,7 @@ class SftRun:
         self._steps_done = report.steps_done
         metrics = {
             "loss/train": report.loss,
+            **({"loss/retention": report.penalty} if self._penalties.any else {}),
             "policy/grad_norm": report.grad_norm,
             "progress/lr": report.learning_rate,
             **self._progress.after(report.steps_done, trained - self._step_started),
@@ -253,9 +279,11 @@ class SftRun:
     def _summary(self, folder: RunFolder) -> dict[str, Any]:
         rows = folder.read_metrics()
         has_held_out = math.isfinite(self._eval_loss)
+        replayed = sum(index >= self._inputs.new for index in self._inputs.order)
         return {
             "steps": self._steps_done,
             "examples": len(self._inputs.order),
+            **({"replayed": replayed} if replayed else {}),
             **({"mixture": self._inputs.mixture} if self._inputs.mixture else {}),
             "train_loss": rows[-1]["loss/train"],
             "eval_loss": self._eval_loss if has_held_out else None,

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import datasets
 import numpy as np
@@ -34,6 +34,7 @@ class StepReport:
     Attributes:
         steps_done: Optimizer steps since the start of the run, this one included.
         loss: Of the whole step, in the units of the trainer's loss.
+        penalty: What was added to it against forgetting; 0 without.
         grad_norm: Global norm before clipping.
         learning_rate: Rate that the step was taken with.
         logs: Everything that TRL logged of the step, by its names.
@@ -41,6 +42,7 @@ class StepReport:
 
     steps_done: int
     loss: float
+    penalty: float
     grad_norm: float
     learning_rate: float
     logs: Mapping[str, float]
@@ -98,11 +100,17 @@ def example_order(lengths: Sequence[int], *, epochs: float, examples_per_step: i
     Within an optimizer step, examples stand by length: the step's gradient does not depend on their order, and
     micro-batches of similar lengths need less padding.
     """
-    count = len(lengths)
-    permutations = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(math.ceil(epochs))]
-    order: list[int] = np.concatenate(permutations)[: math.ceil(epochs * count)].tolist()
+    order = shuffled(len(lengths), math.ceil(epochs * len(lengths)), seed=seed)
     steps = [order[start : start + examples_per_step] for start in range(0, len(order), examples_per_step)]
     return [index for step in steps for index in sorted(step, key=lambda index: lengths[index])]
+
+
+def shuffled(count: int, total: int, *, seed: int, stream: Sequence[int] = ()) -> list[int]:
+    """The first `total` of endless permutations of 0 .. count - 1, each a function of seed, its number and `stream`."""
+    epochs = range(math.ceil(total / count))
+    permutations = [np.random.default_rng([seed, epoch, *stream]).permutation(count) for epoch in epochs]
+    order: list[int] = np.concatenate(permutations)[:total].tolist()
+    return order
 
 
 class Progress:
@@ -112,11 +120,16 @@ class Progress:
         lengths: Tokens of each example.
         order: What the whole run trains on, as `example_order` gives it.
         examples_per_step: Examples of one optimizer step.
+        epoch_examples: How many of the examples, from the first, make an epoch; None counts all.
     """
 
-    def __init__(self, lengths: Sequence[int], order: Sequence[int], examples_per_step: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], order: Sequence[int], examples_per_step: int, epoch_examples: int | None = None
+    ) -> None:
+        count = len(lengths) if epoch_examples is None else epoch_examples
         self._tokens_after = np.cumsum(np.array(lengths)[order])
-        self._examples, self._per_step = len(lengths), examples_per_step
+        self._epochs_after = np.cumsum(np.array(order) < count) / count
+        self._per_step = examples_per_step
 
     def after(self, steps: int, seconds: float) -> dict[str, float]:
         """The metrics after so many steps, the last of which took `seconds`."""
@@ -125,7 +138,7 @@ class Progress:
         return {
             "perf/tokens_per_s": (tokens - (int(self._tokens_after[before - 1]) if before else 0)) / seconds,
             "progress/tokens": float(tokens),
-            "progress/epoch": done / self._examples,
+            "progress/epoch": float(self._epochs_after[done - 1]),
         }
 
 
@@ -141,14 +154,22 @@ class ShareOfSteps:
     ranks: Ranks
     weights: Sequence[float]
 
-    def add_up(self, step: int, parameters: Sequence[torch.nn.Parameter], *, loss: float) -> float:
-        """Replaces gradients by their weighted sum over ranks; returns that of the loss."""
+    def add_up(self, step: int, parameters: Sequence[torch.nn.Parameter], *means: float) -> tuple[float, ...]:
+        """Replaces gradients by their weighted sum over ranks; returns those of the means."""
         weight = self.weights[step]
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(weight)
         sum_gradients(parameters, self.ranks)
-        return self.ranks.total(weight * loss)[0]
+        return self.ranks.total(*(weight * mean for mean in means))
+
+
+class GradientPenalty(Protocol):
+    """A penalty of the weights alone, whose gradient needs no pass through the model."""
+
+    def add(self) -> float:
+        """Adds its gradient to those of the weights; returns its value."""
+        ...
 
 
 class OrderedTrainer(Trainer):
@@ -158,18 +179,25 @@ class OrderedTrainer(Trainer):
 
     Attributes:
         step_loss: Of the step under way, over all ranks once its gradients are.
+        step_penalty: What was added to that loss.
         step_grad_norm: Of that step, before clipping.
+        pass_penalty: The part of the last micro-batch's loss that is a penalty.
         share: Of this rank among several; None where it is alone.
+        weight_penalty: Added once a step, after the gradients of all ranks; None for none.
     """
 
     step_loss = 0.0
+    step_penalty = 0.0
     step_grad_norm = 0.0
+    pass_penalty: torch.Tensor | float = 0.0
     share: ShareOfSteps | None = None
+    weight_penalty: GradientPenalty | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; its loss is its share of the mean over the step."""
-        loss = super().training_step(*args, **kwargs)
+        """One micro-batch; its loss, without penalty, is its share of the mean over the step."""
+        loss = super().training_step(*args, **kwargs) - self.pass_penalty
         self.step_loss += loss.item()
+        self.step_penalty += float(self.pass_penalty)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> float:  # noqa: ARG002 - the signature is that of transformers
@@ -180,7 +208,10 @@ class OrderedTrainer(Trainer):
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
         if self.share is not None:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            self.step_loss = self.share.add_up(self.state.global_step, parameters, loss=self.step_loss)
+            means = (self.step_loss, self.step_penalty)
+            self.step_loss, self.step_penalty = self.share.add_up(self.state.global_step, parameters, *means)
+        if self.weight_penalty is not None:
+            self.step_penalty += self.weight_penalty.add()
         self.step_grad_norm = clip_gradients(optimizer, self.args.max_grad_norm)
         return self.step_grad_norm
 
@@ -193,14 +224,15 @@ class _StepCallback(TrainerCallback):
 
     def __init__(self, trainer: OrderedTrainer, first_step: int, on_step: Callable[[StepReport], None]) -> None:
         self._trainer, self._first_step, self._on_step = trainer, first_step, on_step
-        self._loss = 0.0
+        self._loss = self._penalty = 0.0
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self._loss, self._trainer.step_loss = self._trainer.step_loss, 0.0
+        self._penalty, self._trainer.step_penalty = self._trainer.step_penalty, 0.0
         model = cast(PreTrainedModel, self._trainer.model)
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         step = self._first_step + state.global_step
-        require_finite(step, named, loss=self._loss, grad_norm=self._trainer.step_grad_norm)
+        require_finite(step, named, loss=self._loss, penalty=self._penalty, grad_norm=self._trainer.step_grad_norm)
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Transformers clears the gradients of the model alone; virtual tokens are parameters beside it."""
@@ -212,7 +244,8 @@ class _StepCallback(TrainerCallback):
             steps_done = self._first_step + state.global_step
             # TRL's own loss is that of this rank.
             loss = logs["loss"] if self._trainer.share is None else self._loss
-            self._on_step(StepReport(steps_done, loss, logs["grad_norm"], logs["learning_rate"], logs))
+            rates = logs["grad_norm"], logs["learning_rate"]
+            self._on_step(StepReport(steps_done, loss, self._penalty, *rates, logs))
 
 
 def train_in_order(

@@ -6,6 +6,7 @@ examples arrive with a completion mask.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets
 import torch
@@ -15,9 +16,17 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from policies.loading import Backbone
 from rlhf.conversations import Example
+from rlhf.forgetting.old_model import OldModel
 from rlhf.optimization import Schedule
 from rlhf.runtime.distributed import Ranks
-from rlhf.trainers.trl_loop import OrderedTrainer, ShareOfSteps, StepReport, TrlSettings, train_in_order
+from rlhf.trainers.trl_loop import (
+    GradientPenalty,
+    OrderedTrainer,
+    ShareOfSteps,
+    StepReport,
+    TrlSettings,
+    train_in_order,
+)
 
 
 def train_with_trl(
@@ -30,6 +39,8 @@ def train_with_trl(
     settings: TrlSettings,
     first_step: int,
     on_step: Callable[[StepReport], None],
+    old_model: OldModel | None = None,
+    weight_penalty: GradientPenalty | None = None,
 ) -> None:
     """Takes every optimizer step from `first_step` to the end of `order`.
 
@@ -43,6 +54,8 @@ def train_with_trl(
         settings: See `TrlSettings`.
         first_step: Steps that are done already.
         on_step: Called after each step, with the loss in nats per learned token; an exception from it ends training.
+        old_model: Its divergence is added to the loss.
+        weight_penalty: Its gradient is added to each step's, once for all ranks.
 
     Raises:
         NonFiniteLossError: before the step that a NaN or infinite loss or gradient would have spoiled.
@@ -60,6 +73,7 @@ def train_with_trl(
             processing_class=backbone.tokenizer,
             optimizers=optimizers,
         )
+        trainer.old_model, trainer.weight_penalty = old_model, weight_penalty
         ranks = settings.ranks
         if ranks.is_alone:
             trainer.use_order(remaining)
@@ -99,7 +113,26 @@ def share_of_steps(
 
 
 class _OrderedSftTrainer(OrderedTrainer, SFTTrainer):
-    """SFTTrainer that takes examples in the order given."""
+    """SFTTrainer that takes examples in the order given, and may add the divergence from an old model to the loss."""
+
+    old_model: OldModel | None = None
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the signature is that of transformers
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """TRL's, with the penalty of this micro-batch: its share of the mean over the step's learned tokens."""
+        if self.old_model is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert num_items_in_batch is not None, "TRL counts the learned tokens of a step"
+        with self.old_model.watch() as states:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        penalty = self.old_model.penalty(states[0], inputs["input_ids"], inputs["labels"]) / num_items_in_batch
+        self.pass_penalty = penalty.detach()
+        return loss + penalty
 
     def use_order(self, order: Sequence[int]) -> None:
         """Trains on these examples, in this order; after construction, so that each is prepared only once."""

@@ -47,6 +47,16 @@ def test_lora_trains_little_on_a_base_that_may_be_quantized(tiny_llama_folder: P
     assert small["base weights"] < plain["base weights"]
 
 
+@pytest.mark.parametrize(("kind", "copies"), [("kl", 1), ("l2_sp", 1), ("ewc", 2)])
+def test_what_is_kept_of_the_old_model_is_counted(tiny_llama_folder: Path, kind: str, copies: int) -> None:
+    weights = 4 * model_shape(str(tiny_llama_folder)).parameters
+    retention = {"kind": kind} | ({"data": "old"} if kind == "ewc" else {})
+    assert training_memory(sft(tiny_llama_folder, retention=retention), "cpu").resident["retention"] == copies * weights
+    model = {"path": str(tiny_llama_folder), "tuning": {"kind": "lora", "rank": 2}}
+    of_adapter = training_memory(sft(tiny_llama_folder, model=model, retention=retention), "cpu").resident
+    assert of_adapter.get("retention", 0) == (copies * of_adapter["adapters"] if kind != "kl" else 0)
+
+
 def test_a_model_from_scratch_has_the_size_that_it_will_have() -> None:
     architecture = ArchitectureConfig(hidden_size=32, layers=3, heads=4, key_value_heads=2, tie_embeddings=False)
     tokenizer = build_tokenizer()

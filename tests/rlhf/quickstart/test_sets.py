@@ -15,7 +15,10 @@ SIZES |= {
     "votes": 300,
     "scraped": 400,
     "choices-eval": 200,
+    "scraped": 400,
 }
+ONE_KIND = ("where", "who")
+SIZES |= dict.fromkeys(ONE_KIND, 600) | {f"{name}-eval": 100 for name in ONE_KIND}
 
 
 @pytest.mark.parametrize("name", EMBEDDED_SETS)
@@ -47,7 +50,7 @@ def test_every_ranking_prefers_something_and_names_each_of_its_distinct_response
 
 
 def test_held_out_prompts_tell_scenes_of_the_held_out_split_only() -> None:
-    for name in ("demonstrations", "rankings", "prompts"):
+    for name in ("demonstrations", "rankings", "prompts", *ONE_KIND):
         for suffix, split in (("", "train"), ("-eval", "eval")):
             stories = [question_from_prompt(row["prompt"]).story for row in embedded_rows(name + suffix)[:100]]
             assert {read_scene(story).split for story in stories} == {split}
@@ -64,3 +67,13 @@ def test_votes_are_rankings_of_answers_by_different_writers_by_different_raters(
     raters = {vote["rater"] for row in rows for vote in row["votes"]}
     assert CONTRARIAN in raters
     assert len(raters) == 6
+
+
+@pytest.mark.parametrize("name", ONE_KIND)
+def test_questions_of_one_kind_are_answered_in_its_own_form(name: str) -> None:
+    for row in embedded_rows(name):
+        question = question_from_prompt(row["prompt"])
+        name_of = question.visit.name
+        assert question.text.startswith(f"{name} ")
+        assert row["completion"] == f" {row['answer']}"
+        assert row["answer"] == (name_of if name == "who" else f"{name_of} is at the {question.visit.place}")
