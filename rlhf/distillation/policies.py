@@ -199,7 +199,9 @@ class PolicyLesson:
         prompts, indices = repeat_prompts(found.prompts, objective.samples_per_prompt)
         generator = build_generator(backbone, self.teacher.adapter, objective.sampling)
         answers = generator.generate(prompts, indices, seed=self._config.seed, step=0)
-        exchanges = [(prompt.token_ids, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
+        exchanges: list[Exchange] = [
+            (prompt.token_ids, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         longest, context = max(len(p) + len(a) for p, a in exchanges), self._student.backbone.context_tokens
         if longest > context:
             raise ValueError(

@@ -115,7 +115,5 @@ def test_an_architecture_with_other_projections_keeps_its_width(tiny_model: Mode
 def test_heads_that_transformers_could_not_load_again_are_refused(tiny_tokenizer: Any) -> None:
     architecture = ArchitectureConfig(hidden_size=32, layers=1, heads=4, context_tokens=16)
     model = random_backbone(architecture, tiny_tokenizer, seed=0).model
-    with pytest.raises(
-        ValueError, match=r"hidden size \(32\) is not a multiple of the number of attention heads \(3\)"
-    ):
+    with pytest.raises(ValueError, match=r"hidden size \(32\) is not a multiple of .* heads \(3\)"):
         with_width(model, key_value_groups=3)

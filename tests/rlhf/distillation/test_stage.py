@@ -272,7 +272,7 @@ def test_answers_beyond_the_students_context_are_refused(configure: Any, small_s
 
 
 def test_a_student_with_an_output_layer_of_another_size_is_refused(configure: Any, small_student: Any) -> None:
-    with pytest.raises(ValueError, match="its output layer has 320 tokens, that of .* 300"):
+    with pytest.raises(ValueError, match=r"its output layer has 320 tokens, that of .* 300"):
         run(configure(student=small_student(vocabulary=320)), resume=False)
 
 
