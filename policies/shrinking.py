@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -95,7 +96,16 @@ def with_width(
 
 
 def _rebuilt(model: PreTrainedModel, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> PreTrainedModel:
-    """A model of the configuration with these weights, on the same device and in the same precision."""
+    """A model of the configuration with these weights, on the same device and in the same precision.
+
+    Raises:
+        ValueError: transformers could neither save nor load a model of this shape.
+    """
+    try:
+        type(config).from_dict(config.to_dict())
+    except StrictDataclassClassValidationError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{type(model).__name__} cannot have what is left: {reason} Cut another number") from error
     with torch.random.fork_rng(devices=[]):
         small = type(model)._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation

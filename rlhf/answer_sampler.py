@@ -8,7 +8,7 @@ from typing import Any
 
 from policies.config import ModelConfig
 from policies.loading import load_backbone, policy_adapter
-from policies.tokenization import decode
+from policies.tokenization import decode, render_prompt
 from rollout.config import SamplingConfig
 from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
@@ -35,6 +35,10 @@ class AnswerSampler:
         self._engine = build_generator(self._backbone, policy_adapter(self._backbone), sampling)
         self._responses, self._max_prompt_tokens, self._seed = responses, max_prompt_tokens, seed
         self._chat_template = model.chat_template
+
+    def text_of(self, row: Row) -> str:
+        """The text by which `sample` names the prompt of a row."""
+        return render_prompt(row["prompt"], self._backbone.tokenizer, chat_template=self._chat_template)
 
     def sample(self, rows: Sequence[Row], *, source: str) -> dict[str, list[str]]:
         """Distinct answers by prompt text, in the order they were sampled; prompts without any are left out.

@@ -25,7 +25,7 @@ from rlhf.reports.training import generic_training_page
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.metrics import open_metric_logger
 from rlhf.runtime.run_folder import RunFolder
-from rlhf.text_to_text_answers import AnsweringEncoderDecoder
+from rlhf.text_to_text_answers import AnsweringEncoderDecoder, require_answerable
 from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
 from rollout.prompts import PromptSet, prompts_from_rows
@@ -175,6 +175,7 @@ def _open_model(
 ) -> tuple[PreTrainedTokenizerBase, Callable[[Sequence[Prompt], Sequence[int]], list[Completion]]]:
     """The tokenizer, and what answers prompts with response indices: a rollout engine, or an encoder-decoder."""
     if is_encoder_decoder(config.model.path):
+        require_answerable(config.model, config.sampling)
         model = AnsweringEncoderDecoder(load_encoder_decoder(config.model.path, resolve_device(config.model.device)))
         return model.tokenizer, lambda prompts, indices: model.generate(
             prompts, indices, config.sampling, seed=config.seed

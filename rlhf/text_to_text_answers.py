@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from policies.config import ModelConfig
 from policies.encoder_decoder import EncoderDecoder
 from policies.sequences import TokenIds
 from policies.tokenization import decode
@@ -17,6 +18,27 @@ from rollout.noise import keyed_generator
 from rollout.types import Completion, PerToken, Prompt, RolloutBatch
 
 _BATCH = 32
+_DECODERS_ONLY = {
+    "model": ("dtype", "quantization", "attention", "eos_token", "pad_token"),
+    "sampling": ("min_response_tokens", "stop_token_ids"),
+}
+"""Settings of `rlhf generate` that an encoder-decoder has no use for yet."""
+
+
+def require_answerable(model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Refuses settings that an encoder-decoder would not follow.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    for section, config in (("model", model), ("sampling", sampling)):
+        for field in _DECODERS_ONLY[section]:
+            value, default = getattr(config, field), type(config).model_fields[field].default
+            if value != default:
+                raise ValueError(
+                    f"{section}.{field}={value!r}: model.path={model.path!r} is an encoder-decoder, which does not "
+                    f"follow it; leave it at {default!r}"
+                )
 
 
 class AnsweringEncoderDecoder:

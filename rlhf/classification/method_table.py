@@ -53,8 +53,10 @@ def method_rows(config: MethodsConfig, folders: Mapping[tuple[str, int], RunFile
     Raises:
         ValueError: runs were measured on different rows.
     """
+    outcomes = {key: _outcomes(files) for key, files in folders.items()}
+    _require_same_rows(config, outcomes)
     correct = {
-        method.name: np.stack([_correct(folders[method.name, seed]) for seed in config.seeds])
+        method.name: np.array([list(outcomes[method.name, seed].values()) for seed in config.seeds], np.float64)
         for method in config.methods
     }
     reference = correct[config.reference]
@@ -79,10 +81,22 @@ def meets_adapter_result(row: MethodRow) -> bool:
     return row.trained_share <= HOULSBY_SHARE and row.difference.value >= -HOULSBY_POINTS
 
 
-def _correct(files: RunFiles) -> NDArray[np.float64]:
-    """(Q,) 1 where a held-out text got its label, else 0."""
+def _outcomes(files: RunFiles) -> dict[int, bool]:
+    """Of every held-out text, by its row, whether it got its label."""
     rows = json_lines.read_objects(files.path / PREDICTIONS_FILE)
-    return np.array([row["label"] == row["predicted"] for row in rows], dtype=np.float64)
+    return {cast(int, row["row"]): row["label"] == row["predicted"] for row in rows}
+
+
+def _require_same_rows(config: MethodsConfig, outcomes: Mapping[tuple[str, int], Mapping[int, bool]]) -> None:
+    """With `on_bad_row=skip` a method that needs more tokens for a text leaves out rows that others keep."""
+    (first, expected), *others = ((key, list(found)) for key, found in outcomes.items())
+    for (name, seed), rows in others:
+        if rows != expected:
+            raise ValueError(
+                f"methods: {name} with seed {seed} labelled {len(rows)} held-out rows, {first[0]} with seed {first[1]} "
+                f"{len(expected)}, and not the same ones, so they cannot be compared; raise "
+                f"classify.max_tokens={config.classify.max_tokens}, or leave long rows out of classify.data.eval"
+            )
 
 
 def _row(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from policies.config import ModelConfig, StrictModel
+from policies.config import HeadTuning, ModelConfig, StrictModel
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 from rlhf.runtime.config import CheckpointConfig
 
@@ -225,6 +225,21 @@ class ClassifySettings(StrictModel):
             _require_words(words, self.labels)
         if self.data.eval is None:
             raise ValueError("data.eval is null; a classification ends with its accuracy: give held-out rows")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_has_an_effect(self) -> Self:
+        if self.checkpoint.keep_best is not None:
+            raise ValueError(
+                f"checkpoint.keep_best.metric={self.checkpoint.keep_best.metric}: held-out texts are labelled once, at "
+                "the end, so no step is the best of several; set checkpoint.keep_best=null"
+            )
+        trains_both = isinstance(self.method, HeadMethod) and self.method.trains == "model_and_head"
+        if trains_both and isinstance(self.model.tuning, HeadTuning):
+            raise ValueError(
+                "model.tuning.kind=head with method.kind=head: the label head does not read the output layer over the "
+                "vocabulary, which would train without effect; set method.trains=head"
+            )
         return self
 
 

@@ -112,6 +112,16 @@ class DistillConfig(StageConfig):
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When states are saved."""
 
+    @model_validator(mode="after")
+    def _best_is_one_of_equals(self) -> Self:
+        best = self.checkpoint.keep_best
+        if best is not None and len(self.phase_steps) > 1:
+            raise ValueError(
+                f"checkpoint.keep_best.metric={best.metric} with {len(self.phase_steps)} cuts: students of different "
+                "sizes are not compared; make one cut a run, or set checkpoint.keep_best=null"
+            )
+        return self
+
     @property
     def phase_steps(self) -> tuple[int, ...]:
         """Optimizer steps after each cut; of a given student, one number."""

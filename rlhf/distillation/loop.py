@@ -14,7 +14,7 @@ from rlhf.config import DistillConfig
 from rlhf.config.distill import ShrunkStudent
 from rlhf.distillation.lesson import Exchange, Lesson, Metrics
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
-from rlhf.runtime.kept_checkpoints import KeptCheckpoints
+from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.training_run import TrainingRun
 from rlhf.runtime.training_state import TrainingState, load_optimizer_tensors, optimizer_tensors, with_owner
 
@@ -42,10 +42,12 @@ class Distillation:
         while self.steps_done < self._total:
             if self.steps_done == self._end_of(self._begun):
                 self._begin_phase()
-            started = time.perf_counter()
+            started, position = time.perf_counter(), self._lesson.state()
             try:
                 metrics = self.step()
             except NonFiniteLossError:
+                # Weights and moments are those before the bad step; the data must stand there, too.
+                self._lesson.restore(position)
                 self._save()
                 raise
             self._after_step(metrics, started)
@@ -82,6 +84,15 @@ class Distillation:
         self.measured = list(state.values["measured"])
         self.steps_done = state.step
 
+    def save_model(self, folder: str) -> None:
+        """Writes the student as run_dir/<folder>."""
+        metadata = {"stage": "distill", "started_from": self._config.teacher.path}
+        self._lesson.save(self._run.folder.path / folder, metadata)
+
+    def summary(self) -> dict[str, Any]:
+        """Steps taken and, where one is kept, the best of them."""
+        return {"steps": self.steps_done, **self._checkpoints.summary()}
+
     def _begin_phase(self) -> None:
         self._cut(self._begun)
         self._begun += 1
@@ -110,6 +121,8 @@ class Distillation:
         self._run.metrics.log(self.steps_done, metrics)
         self._checkpoints.note(self.steps_done, metrics)
         if self._checkpoints.is_due(self.steps_done):
+            if self._checkpoints.best_step == self.steps_done:
+                self.save_model(BEST_MODEL)
             self._save()
 
     def _save(self) -> None:

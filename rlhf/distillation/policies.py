@@ -153,6 +153,12 @@ class PolicyLesson:
                 f"student.path={student.model.name_or_path!r}: its tokenizer is not that of teacher.path="
                 f"{self._config.teacher.path!r}; take a student with the same tokenizer"
             )
+        if teacher.vocabulary_size != student.vocabulary_size:
+            raise ValueError(
+                f"student.path={student.model.name_or_path!r}: its output layer has {student.vocabulary_size} tokens, "
+                f"that of teacher.path={self._config.teacher.path!r} {teacher.vocabulary_size}; take a student whose "
+                "embeddings have the same size"
+            )
         context = min(teacher.context_tokens, student.context_tokens)
         if isinstance(self._objective, LogitObjective) and self._config.sequence_tokens > context:
             raise ValueError(
@@ -193,7 +199,16 @@ class PolicyLesson:
         prompts, indices = repeat_prompts(found.prompts, objective.samples_per_prompt)
         generator = build_generator(backbone, self.teacher.adapter, objective.sampling)
         answers = generator.generate(prompts, indices, seed=self._config.seed, step=0)
-        return [(prompt.token_ids, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
+        exchanges: list[Exchange] = [
+            (prompt.token_ids, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        longest, context = max(len(p) + len(a) for p, a in exchanges), self._student.backbone.context_tokens
+        if longest > context:
+            raise ValueError(
+                f"{field}={source}: a prompt with its answer has {longest} tokens, the student's context {context}; "
+                "lower objective.max_prompt_tokens or objective.sampling.max_response_tokens"
+            )
+        return exchanges
 
 
 def _as_exchange(text: TokenIds) -> Exchange:

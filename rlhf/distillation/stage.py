@@ -33,12 +33,12 @@ def run(config: DistillConfig, *, resume: bool) -> None:
             distillation.restore(run.checkpoint)
         distillation.train()
         path = run.folder.path
-        lesson.save(path / "model", {"stage": "distill", "started_from": config.teacher.path})
+        distillation.save_model("model")
         rows = run.folder.read_metrics()
         run.metrics.close(
             {
                 **_flat(distillation.measured),
-                "steps": distillation.steps_done,
+                **distillation.summary(),
                 "train_loss": rows[-1]["loss/train"],
                 "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
                 "whole_seconds": time.perf_counter() - started,

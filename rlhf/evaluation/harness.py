@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def measure_harness(model: LoadedModel, config: HarnessConfig, *, seed: int) -> 
 
     Raises:
         MissingHarnessError: the library is not installed.
-        ValueError: an unknown task, or one without any score per question.
+        ValueError: an unknown task, one without any score per question, or one that generates with virtual tokens.
     """
     require_harness()
     logging.getLogger(_QUIET).setLevel(logging.ERROR)
@@ -57,9 +57,11 @@ def measure_harness(model: LoadedModel, config: HarnessConfig, *, seed: int) -> 
             f"{f' nor of {config.include_path}' if config.include_path else ''}; `lm-eval ls tasks` lists them"
         )
     with model.transformers_model() as plain:
-        language_model = import_module("lm_eval.models.huggingface").HFLM(
+        language_model: Any = import_module("lm_eval.models.huggingface").HFLM(
             pretrained=plain, tokenizer=model.tokenizer, max_length=model.context_tokens, batch_size=config.batch_rows
         )
+        if model.virtual_tokens:
+            language_model._model_generate = _refuse_to_generate
         # The harness prints progress and counts, which would stand between our own lines.
         with contextlib.redirect_stdout(io.StringIO()):
             results = import_module("lm_eval").simple_evaluate(
@@ -75,6 +77,14 @@ def measure_harness(model: LoadedModel, config: HarnessConfig, *, seed: int) -> 
                 fewshot_random_seed=seed,
             )
     return list(_outcomes(results))
+
+
+def _refuse_to_generate(*_: object, **__: object) -> NoReturn:
+    """`generate` of transformers counts positions without the virtual tokens, from its second token on."""
+    raise ValueError(
+        "harness.tasks: a task asks for written answers, and the adapter puts virtual tokens before every row, which "
+        "the harness does not know of when it generates; name tasks that compare given answers"
+    )
 
 
 @cache

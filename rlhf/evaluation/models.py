@@ -60,6 +60,11 @@ class LoadedModel:
         """Longest sequence that it reads."""
         return self._backbone.context_tokens
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens that the adapter puts before every row."""
+        return self._backbone.adapters.virtual_tokens(self._adapter)
+
     def sample(
         self,
         prompts: Sequence[Prompt],

@@ -151,7 +151,7 @@ class Rounds:
             seed=self._config.seed + number,
         )
         answers = sampler.sample(turn, source=f"data.train={self._config.data.train}")
-        fields = {str(row["prompt"]): {key: row[key] for key in row if key != "prompt"} for row in turn}
+        fields = {sampler.text_of(row): {key: row[key] for key in row if key != "prompt"} for row in turn}
         found = [
             {"prompt": prompt, "responses": texts, "source": f"round-{number}", "fields": fields.get(prompt, {})}
             for prompt, texts in answers.items()
@@ -171,7 +171,10 @@ class Rounds:
         json_lines.write_objects(files.rankings, rows)
 
     def _split(self, number: int) -> None:
-        """Rankings into those that train, with those of earlier rounds, and those that are held out."""
+        """Rankings into those that train, with those of earlier rounds, and those that are held out.
+
+        Where prompts come up again in a later round, what was said of a held-out one before does not train either.
+        """
         files, held_out = self._files(number), self._config.collect.held_out
         rows = (
             read_rankings(files.rankings, json_lines.read_objects(files.answers))
@@ -184,10 +187,12 @@ class Rounds:
                 f"collect.held_out={held_out}, so none would train; rank more, or lower it"
             )
         json_lines.write_objects(files.held_out, rows[:held_out])
+        unseen = {row["prompt"] for row in rows[:held_out]}
         earlier = range(1, number) if self._config.comparisons == "all" else ()
         before = [self._files(one).path / "own.jsonl" for one in earlier]
         json_lines.write_objects(files.path / "own.jsonl", rows[held_out:])
-        kept = [row for path in before for row in json_lines.read_objects(path)] + rows[held_out:]
+        told = [row for path in before for row in json_lines.read_objects(path)]
+        kept = [row for row in told if row["prompt"] not in unseen] + rows[held_out:]
         json_lines.write_objects(files.train, kept)
         inputs = [item_of("dataset", str(path)) for path in (files.answers, files.rankings, *before)]
         ranked_by = self._config.ranker.model_dump(mode="json")

@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from policies.config import ArchitectureConfig
+from policies.loading import random_backbone
 from policies.shrinking import every_nth, with_layers, with_width
 
 ModelOf = Callable[[str], PreTrainedModel]
@@ -108,3 +110,10 @@ def test_a_cut_of_what_is_not_there_is_refused(tiny_model: ModelOf, cut: Any, pr
 def test_an_architecture_with_other_projections_keeps_its_width(tiny_model: ModelOf, architecture: str) -> None:
     with pytest.raises(ValueError, match="projections of Llama only"):
         with_width(tiny_model(architecture), key_value_groups=1)
+
+
+def test_heads_that_transformers_could_not_load_again_are_refused(tiny_tokenizer: Any) -> None:
+    architecture = ArchitectureConfig(hidden_size=32, layers=1, heads=4, context_tokens=16)
+    model = random_backbone(architecture, tiny_tokenizer, seed=0).model
+    with pytest.raises(ValueError, match=r"hidden size \(32\) is not a multiple of .* heads \(3\)"):
+        with_width(model, key_value_groups=3)

@@ -95,6 +95,12 @@ def test_the_table_has_means_ranges_and_paired_differences(configure: Any) -> No
     assert (head.seconds, head.trained_share) == (3.5, 0.01)
 
 
+@pytest.mark.parametrize("others", [[1, 0, 1], [1, 0, 1, 1, 0]], ids=["fewer", "more"])
+def test_methods_that_labelled_different_rows_are_not_compared(configure: Any, others: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"head-only with seed 4 labelled \d held-out rows, full with seed 3 4"):
+        compare(configure(), resume=False, run_one=scripted(CORRECT | {"head-only/seed-4": others}, []))
+
+
 def test_the_summary_names_the_methods_with_the_adapter_result(configure: Any) -> None:
     config = configure()
     compare(config, resume=False, run_one=scripted(CORRECT, []))

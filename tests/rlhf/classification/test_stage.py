@@ -174,6 +174,18 @@ def test_labels_and_words_must_match(configure: Any, words: Any, problem: str) -
     assert problem in str(caught.value)
 
 
+def test_a_best_step_is_not_asked_for_where_only_the_last_is_measured(configure: Any) -> None:
+    with pytest.raises(ValueError, match=r"keep_best\.metric=eval/accuracy: held-out texts are labelled once"):
+        configure(checkpoint={"keep_best": {"metric": "eval/accuracy", "direction": "higher"}})
+
+
+def test_an_output_layer_that_no_label_reads_is_not_trained(configure: Any, tiny_llama_folder: Path) -> None:
+    model = {"path": str(tiny_llama_folder), "tuning": {"kind": "head"}}
+    with pytest.raises(ValueError, match=r"would train without effect; set method\.trains=head"):
+        configure(model=model, method={"kind": "head"})
+    assert configure(model=model, method={"kind": "head", "trains": "head"})
+
+
 def test_the_command_line_answers_a_split_word_with_one_line(
     configure: Any, tmp_path: Path, tiny_llama_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from rlhf.config.distill import Shrink
 from rlhf.distillation import loop
 from rlhf.distillation.policies import PolicyLesson
 from rlhf.distillation.stage import run
+from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.run_folder import RunFiles
 
 TEXTS = [
@@ -211,6 +212,68 @@ def test_a_student_with_another_tokenizer_is_refused(configure: Any, tmp_path: P
     with pytest.raises(ValueError, match="its tokenizer is not that of"):
         run(config, resume=False)
     assert not Path(config.run_dir).exists()
+
+
+@pytest.fixture
+def small_student(tmp_path: Path, tiny_tokenizer: Any) -> Any:
+    def build(*, context_tokens: int = 64, vocabulary: int = 300) -> dict[str, Any]:
+        architecture = ArchitectureConfig(hidden_size=16, layers=1, heads=2, context_tokens=context_tokens)
+        model = random_backbone(architecture, tiny_tokenizer, seed=4).model
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        model.save_pretrained(tmp_path / "student")
+        tiny_tokenizer.save_pretrained(tmp_path / "student")
+        return {"kind": "model", "path": str(tmp_path / "student"), "steps": 2}
+
+    return build
+
+
+def test_after_a_bad_step_a_run_goes_on_with_the_text_of_that_step(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, broken = configure("straight"), configure("broken")
+    run(straight, resume=False)
+    original, calls = PolicyLesson.loss_sum, []
+
+    def fails_once(self: PolicyLesson, examples: Any) -> Any:
+        calls.append(1)
+        return original(self, examples) * (float("nan") if len(calls) == 12 else 1.0)
+
+    monkeypatch.setattr(PolicyLesson, "loss_sum", fails_once)
+    with pytest.raises(NonFiniteLossError):
+        run(broken, resume=False)
+    run(broken, resume=True)
+    assert column(broken, "loss/train") == column(straight, "loss/train")
+
+
+def test_the_best_student_is_kept_beside_the_last(configure: Any) -> None:
+    best = {"metric": "loss/train", "direction": "higher"}
+    config = configure(checkpoint={"every_steps": 4, "keep_best": best})
+    run(config, resume=False)
+    losses = column(config, "loss/train")
+    highest = max(range(len(losses)), key=losses.__getitem__)
+    assert RunFiles(config.run_dir).read_summary()["best"] == {"step": highest + 1, "loss/train": losses[highest]}
+    kept, last = (load_file(Path(config.run_dir) / name / "model.safetensors") for name in ("best", "model"))
+    assert any(not torch.equal(tensor, last[name]) for name, tensor in kept.items())
+
+
+def test_the_best_of_students_of_different_sizes_is_not_asked_for(configure: Any) -> None:
+    cuts = [{"intermediate_size": 40}, {"layers": [1]}]
+    checkpoint = {"keep_best": {"metric": "eval/loss", "direction": "lower"}}
+    with pytest.raises(ValueError, match="students of different sizes are not compared"):
+        configure(student={"kind": "shrunk", "cuts": cuts}, checkpoint=checkpoint)
+
+
+def test_answers_beyond_the_students_context_are_refused(configure: Any, small_student: Any) -> None:
+    objective = {"kind": "sequences", "sampling": {"max_response_tokens": 20, "min_response_tokens": 20}}
+    config = configure(rows=PROMPTS, student=small_student(context_tokens=16), objective=objective)
+    with pytest.raises(ValueError, match="the student's context 16; lower objective"):
+        run(config, resume=False)
+    assert not Path(config.run_dir).exists()
+
+
+def test_a_student_with_an_output_layer_of_another_size_is_refused(configure: Any, small_student: Any) -> None:
+    with pytest.raises(ValueError, match=r"its output layer has 320 tokens, that of .* 300"):
+        run(configure(student=small_student(vocabulary=320)), resume=False)
 
 
 def test_sequences_beyond_the_context_are_refused(configure: Any) -> None:

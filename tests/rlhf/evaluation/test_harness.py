@@ -9,7 +9,8 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from policies.config import ModelConfig
+from policies.config import ModelConfig, PTuningV2
+from policies.loading import load_backbone, prepare_policy
 from rlhf.evaluation import harness
 from rlhf.evaluation.config import HarnessConfig, TasksConfig
 from rlhf.evaluation.harness import MissingHarnessError, measure_harness, question_scores
@@ -97,6 +98,28 @@ def test_the_adapter_that_is_the_policy_answers(tiny_llama_folder: Path, tmp_pat
     ids = model.tokenizer("the cat sat", return_tensors="pt")["input_ids"]
     with adapted.transformers_model() as tuned, model.transformers_model() as plain:
         assert (tuned(ids).logits - plain(ids).logits).abs().max() > 1e-3
+
+
+def test_written_answers_behind_virtual_tokens_are_refused_and_given_ones_are_scored(
+    tiny_llama_folder: Path, tasks: Path
+) -> None:
+    backbone = load_backbone(ModelConfig(path=str(tiny_llama_folder), device="cpu"))
+    adapted = LoadedModel.of(backbone, prepare_policy(backbone, PTuningV2(virtual_tokens=3), seed=0))
+    written = {key: value for key, value in TASK.items() if key != "doc_to_choice"}
+    written |= {
+        "task": "written",
+        "output_type": "generate_until",
+        "generation_kwargs": {"until": ["x"], "max_gen_toks": 2},
+        "metric_list": [{"metric": "exact_match"}],
+        "dataset_kwargs": {"data_files": str(tasks / "cats.jsonl")},
+    }
+    folder = tasks / "generated"
+    folder.mkdir()
+    (folder / "written.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    (given,) = measure_harness(adapted, HarnessConfig(tasks=("cats",), include_path=str(tasks)), seed=0)
+    assert len(given.correct["acc"]) == len(ROWS)
+    with pytest.raises(ValueError, match="puts virtual tokens before every row"):
+        measure_harness(adapted, HarnessConfig(tasks=("written",), include_path=str(folder)), seed=0)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

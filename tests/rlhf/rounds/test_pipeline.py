@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.cli import main
 from rlhf.config import RoundsConfig
-from rlhf.rounds.pipeline import run
+from rlhf.rounds.pipeline import Rounds, run
 from rlhf.runtime.json_lines import read_objects, write_objects
 from rlhf.runtime.run_folder import RunFiles
 from tests.tiny_ppo import PROMPTS, merged, write_rows, write_yaml
@@ -102,6 +102,35 @@ def test_the_rounds_are_compared_at_the_end(finished: RunFiles) -> None:
     html = finished.report_path.read_text(encoding="utf-8")
     assert 'href="round-2/ppo/report.html"' in html
     assert "another round has" in html
+
+
+def test_what_was_said_of_a_held_out_prompt_in_an_earlier_round_trains_nothing(tmp_path: Path) -> None:
+    def ranked(prompt: str, number: int) -> dict[str, Any]:
+        return {"prompt": prompt, "responses": ["a", "b"], "ranking": [[0], [1]], "source": f"round-{number}"}
+
+    config = RoundsConfig.model_validate(settings(tmp_path, Path("no-model"), collect={"held_out": 1}))
+    rounds = Rounds(config, tmp_path / "run")
+    for number, prompts in ((1, "xyz"), (2, "yxz")):
+        folder = tmp_path / f"run/round-{number}"
+        folder.mkdir(parents=True)
+        for name in ("answers", "rankings"):
+            write_objects(folder / f"{name}.jsonl", [ranked(prompt, number) for prompt in prompts])
+        rounds._split(number)
+    assert read_objects(tmp_path / "run/round-2/comparisons-eval.jsonl") == [ranked("y", 2)]
+    kept = read_objects(tmp_path / "run/round-2/comparisons.jsonl")
+    assert kept == [ranked("z", 1), ranked("x", 2), ranked("z", 2)]
+
+
+def test_the_columns_of_a_conversations_row_reach_who_ranks(tmp_path: Path, tiny_llama_folder: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": text}], "topic": text[-3:]} for text in PROMPTS[:6]]
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}?"
+    data = {"train": write_rows(tmp_path / "talks.jsonl", rows)}
+    changes = {"data": data, "model": {"chat_template": template}}
+    rounds = Rounds(RoundsConfig.model_validate(settings(tmp_path, tiny_llama_folder, **changes)), tmp_path / "run")
+    rounds._collect(1)
+    answers: list[Any] = read_objects(tmp_path / "run/round-1/answers.jsonl")
+    assert answers
+    assert all(row["fields"] == {"topic": row["prompt"][-4:-1]} for row in answers)
 
 
 def test_rounds_stop_for_people_and_go_on_with_their_file(

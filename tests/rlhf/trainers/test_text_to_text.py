@@ -143,6 +143,28 @@ def test_generate_answers_with_an_encoder_decoder(tuned: Path, tmp_path: Path) -
     assert RunFiles(tmp_path / "run").read_summary()["eos_rate"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sampling": {"min_response_tokens": 3}}, "sampling.min_response_tokens=3"),
+        ({"sampling": {"stop_token_ids": [5]}}, r"sampling.stop_token_ids=\(5,\)"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype='bfloat16'"),
+        ({"model": {"quantization": "int8"}}, "model.quantization='int8'"),
+    ],
+)
+def test_what_an_encoder_decoder_would_not_follow_is_refused(
+    tuned: Path, tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    settings = {
+        "run_dir": str(tmp_path / "answers"),
+        "model": {"path": str(tuned / "model")} | changes.pop("model", {}),
+        "data": {"eval": write(tmp_path / "asked.jsonl", [{"prompt": "once"}])},
+    }
+    with pytest.raises(ValueError, match=f"{problem}: .* is an encoder-decoder, which does not follow it"):
+        generate(GenerateConfig.model_validate(settings | changes), resume=False)
+    assert not (tmp_path / "answers").exists()
+
+
 def test_sampled_log_probs_are_those_of_the_model_and_stop_strings_end_an_answer(tuned: Path) -> None:
     loaded: EncoderDecoder = load_encoder_decoder(str(tuned / "model"), CPU)
     model = AnsweringEncoderDecoder(loaded)
