@@ -6,7 +6,7 @@ is `cloze` and `head`.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ from rlhf.classification.training import ClassifierTraining
 from rlhf.config import ClassifyConfig
 from rlhf.config.classify import ClozeMethod, HeadMethod
 from rlhf.optimization import NonFiniteLossError
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.kept_checkpoints import KeptCheckpoints
@@ -61,8 +62,10 @@ def run(config: ClassifyConfig, *, resume: bool) -> None:
         if training.total_steps:
             model.save(folder, {"stage": "classify", "started_from": config.model.path})
         facts = {"whole_seconds": time.perf_counter() - started, "skipped_rows": len(data.skipped)}
-        run.metrics.close({**_summary(run, training, backbone, predictions, data), **model.describe(), **facts})
+        summary = _summary(run, training, backbone, predictions, data)
+        run.metrics.close({**summary, **model.describe(), **facts})
         write_report(folder, classification_page(folder))
+    print_closing(folder, [_finding(summary)])
 
 
 def build_model(config: ClassifyConfig, backbone: Backbone, data: LabelledData) -> LabelModel:
@@ -174,6 +177,12 @@ def _prediction_rows(
         }
         for text, row in zip(texts, predictions, strict=True)
     ]
+
+
+def _finding(summary: Mapping[str, Any]) -> str:
+    interval = f"95 % interval {summary['low']:.3f} to {summary['high']:.3f}"
+    majority = f"always the most frequent label {summary['majority']:.3f}"
+    return f"held-out accuracy {summary['accuracy']:.3f} ({interval}; {majority})"
 
 
 def _summary(

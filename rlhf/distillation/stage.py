@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.config import DistillConfig
@@ -10,6 +11,7 @@ from rlhf.distillation.lesson import Lesson
 from rlhf.distillation.loop import Distillation
 from rlhf.distillation.policies import PolicyLesson
 from rlhf.distillation.rewards import RewardLesson
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.run_folder import refuse_existing_run
@@ -45,6 +47,7 @@ def run(config: DistillConfig, *, resume: bool) -> None:
             }
         )
         write_report(path, generic_training_page(path, f"Distillation of {path.name}"))
+    print_closing(path, _findings(distillation.measured))
 
 
 def build_lesson(config: DistillConfig) -> Lesson:
@@ -54,6 +57,15 @@ def build_lesson(config: DistillConfig) -> Lesson:
         ValueError: they do not fit.
     """
     return RewardLesson(config) if isinstance(config.objective, ScoreObjective) else PolicyLesson(config)
+
+
+def _findings(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each phase's training brought, in words."""
+    return [
+        f"phase {number}, {phase['parameters']:,} parameters: "
+        + ", ".join(f"{key} {before:.4g} to {phase['after'][key]:.4g}" for key, before in phase["before"].items())
+        for number, phase in enumerate(measured, start=1)
+    ]
 
 
 def _flat(measured: list[dict[str, Any]]) -> dict[str, Any]:

@@ -27,12 +27,12 @@ _ON_TERMINAL = {
     "vocabulary": "tokens",
     "fertility": "a word",
     "bytes_per_token": "bytes",
-    "unknown_rate": "unknown",
+    "unknown_rate": "unk",
     "round_trip_rate": "exact",
-    "bits_per_byte": "bits/byte",
+    "bits_per_byte": "bits/B",
     "parameters": "weights",
 }
-"""Columns that fit a terminal, by shorter names."""
+"""Columns that fit a terminal of 80 characters, by shorter names; the caption spells them out."""
 _TEXT = (
     "Measured on held-out text without special tokens; words are what stands between white space. Round trip is the "
     "share of documents that decoding gives back exactly. Bits a byte is the held-out loss of a small model that was "
@@ -43,7 +43,8 @@ _TEXT = (
 
 def console_table(summary: Summary) -> ConsoleTable:
     """One row a tokenizer."""
-    table = ConsoleTable(box=SIMPLE, caption="tokens a word, bytes a token, share of documents that come back exactly")
+    caption = "bytes a token; unk: unknown; exact: documents that come back; bits a byte"
+    table = ConsoleTable(box=SIMPLE, caption=caption)
     table.add_column("tokenizer", no_wrap=True)
     measured: Mapping[str, Mapping[str, Any]] = summary["tokenizers"]
     shown = [key for key in _ON_TERMINAL if any(key in row for row in measured.values())]

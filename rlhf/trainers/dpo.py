@@ -11,6 +11,7 @@ from typing import Any
 from reward.evaluation import PairEvaluation, evaluate_scores
 from rlhf.config import DpoConfig
 from rlhf.optimization import NonFiniteLossError, build_schedule
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.memory import peak_memory_mib
@@ -42,6 +43,7 @@ def run(config: DpoConfig, *, resume: bool) -> None:
         run.metrics.close(summary)
         path = run.folder.path
         write_report(path, generic_training_page(path, f"DPO of {path.name}"))
+    print_closing(path)
 
 
 class DpoRun:

@@ -20,6 +20,7 @@ from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController, KlContro
 from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
 from rlhf.experience import build_experience
 from rlhf.optimization import NonFiniteLossError
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.requests import reward_requests
@@ -70,6 +71,7 @@ def run(config: PpoConfig, *, resume: bool) -> None:
         roles.learn("save_model", str(run.folder.path / "model"))
         run.metrics.close(summary)
         write_report(run.folder.path, generic_training_page(run.folder.path, "PPO"))
+    print_closing(run.folder.path)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from rlhf.config import PretrainConfig
 from rlhf.gradient_sums import sum_gradients
 from rlhf.loss_spikes import LossSpikeError, SpikeWatch
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.row_shares import share_rows
@@ -82,6 +83,7 @@ def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None
         run.metrics.close(summary)
         path = run.folder.path
         write_report(path, generic_training_page(path, f"Pretraining of {path.name}"))
+    print_closing(path)
 
 
 class Pretrainer:

@@ -24,6 +24,7 @@ from rlhf.forgetting.replay import old_examples, replay_order
 from rlhf.forgetting.retention import build_penalties
 from rlhf.instructions.held_out import HELD_OUT_SUMMARY, console_table, held_out_sections
 from rlhf.optimization import NonFiniteLossError, build_schedule
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.row_shares import balance
@@ -82,6 +83,7 @@ def train(config: SftConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
         write_report(path, replace(page, sections=[*held_out_sections(summary), *page.sections]))
     if HELD_OUT_SUMMARY in summary and stages_announce():
         Console(highlight=False).print(console_table(summary[HELD_OUT_SUMMARY]))
+    print_closing(path)
 
 
 class SftInputs:

@@ -6,7 +6,7 @@ Pairs are `text_to_text_inputs`, the model `policies.encoder_decoder`, the step 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from policies.checkpoint import save_model
 from rlhf.config import TextToTextConfig
 from rlhf.evaluation.task_scores import measure_tasks
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
+from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
@@ -47,6 +48,7 @@ def run(config: TextToTextConfig, *, resume: bool) -> None:
         opened.metrics.close(summary)
         path = opened.folder.path
         write_report(path, generic_training_page(path, f"Text to text: {path.name}"))
+    print_closing(path, [_task_line(name, measures) for name, measures in summary.get("tasks", {}).items()])
 
 
 class TextToTextTrainer:
@@ -192,6 +194,11 @@ class TextToTextTrainer:
         }
         values = {"tokens": self._tokens, "eval_loss": str(self._eval_loss)}
         self._checkpoints.save(TrainingState(self._steps_done, tensors, values))
+
+
+def _task_line(name: str, measures: Mapping[str, float]) -> str:
+    shares = ", ".join(f"{key} {value:.3f}" for key, value in measures.items() if key != "questions")
+    return f"{name}: {shares} of {measures['questions']} questions right"
 
 
 def _groups(pairs: Sequence[Pair], size: int) -> list[Sequence[Pair]]:
