@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -179,5 +180,5 @@ def test_the_settings_are_what_decides_a_logprob_and_stands_in_no_weight(
     assert settings == {"temperature": 1.0} | scalings
     # As they are, not as they were configured.
     for _, layer in backbone.adapters._layers.of("policy"):
-        layer.scaling["policy"] = 1.0
+        cast(Any, layer).scaling["policy"] = 1.0
     assert set(CausalPolicy(backbone, adapter="policy", temperature=1.0).settings().values()) == {1.0}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def one_tensor_scaled(host: RoleHost) -> None:
 
 def alpha_lost(host: RoleHost) -> None:
     for _, layer in host._backbone.adapters._layers.of("policy"):
-        layer.scaling[POLICY_ADAPTER] = 1.0
+        cast(Any, layer).scaling[POLICY_ADAPTER] = 1.0
 
 
 def test_without_a_fault_samplers_hold_the_learners_weights(run: Run) -> None:
