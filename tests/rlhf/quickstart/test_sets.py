@@ -15,7 +15,6 @@ SIZES |= {
     "votes": 300,
     "scraped": 400,
     "choices-eval": 200,
-    "scraped": 400,
 }
 ONE_KIND = ("where", "who")
 SIZES |= dict.fromkeys(ONE_KIND, 600) | {f"{name}-eval": 100 for name in ONE_KIND}
