@@ -101,7 +101,7 @@ def test_the_rounds_are_compared_at_the_end(finished: RunFiles) -> None:
     assert rounds["round-1"]["win_rate"] == first["win_rate"]
     html = finished.report_path.read_text(encoding="utf-8")
     assert 'href="round-2/ppo/report.html"' in html
-    assert "another round has" in html
+    assert "another round" in html
 
 
 def test_rounds_stop_for_people_and_go_on_with_their_file(
