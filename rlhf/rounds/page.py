@@ -34,18 +34,24 @@ def rounds_page(root: Path, summary: Mapping[str, Any], records: Sequence[Mappin
 
 
 def _verdicts(rounds: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
-    rates = [(name, one["win_rate"]) for name, one in rounds.items() if "win_rate" in one]
-    if len(rates) < 2:
+    compared = [(name, one) for name, one in rounds.items() if "win_rate" in one]
+    if len(compared) < 2:
         return []
-    (before, earlier), (last, rate) = rates[-2:]
-    status: Literal["good", "warning"] = "good" if rate > earlier else "warning"
-    return [
-        Verdict(
-            f"{last} wins {rate:.3f} of the comparisons with the start, {before} {earlier:.3f}: another round "
-            f"{'has paid' if rate > earlier else 'has not paid'}.",
-            status,
-        )
-    ]
+    (before, earlier), (last, latest) = compared[-2:]
+    # Intervals that do not overlap are a stricter test than a paired one, for which a round's wins would be needed.
+    status: Literal["good", "warning"] = "warning"
+    if latest["win_rate_low"] > earlier["win_rate_high"]:
+        status, finding = "good", "another round has paid"
+    elif latest["win_rate_high"] < earlier["win_rate_low"]:
+        finding = "another round has cost"
+    else:
+        finding = "the 95 % intervals overlap, so another round is not shown to have paid or cost"
+    rates = f"{last} wins {_share(latest)} of the comparisons with the start, {before} {_share(earlier)}"
+    return [Verdict(f"{rates}: {finding}.", status)]
+
+
+def _share(one: Mapping[str, Any]) -> str:
+    return f"{one['win_rate']:.3f} ({one['win_rate_low']:.3f} to {one['win_rate_high']:.3f})"
 
 
 def _table(rounds: Mapping[str, Mapping[str, Any]]) -> Table:

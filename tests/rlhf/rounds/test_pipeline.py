@@ -101,7 +101,7 @@ def test_the_rounds_are_compared_at_the_end(finished: RunFiles) -> None:
     assert rounds["round-1"]["win_rate"] == first["win_rate"]
     html = finished.report_path.read_text(encoding="utf-8")
     assert 'href="round-2/ppo/report.html"' in html
-    assert "another round has" in html
+    assert "another round" in html
 
 
 def test_what_was_said_of_a_held_out_prompt_in_an_earlier_round_trains_nothing(tmp_path: Path) -> None:
