@@ -15,6 +15,8 @@ from rlhf.reports.comparison import comparison_page, read_runs
 from rlhf.reports.config import ReportConfig
 from rlhf.reports.page import ReportPage, render_page
 from rlhf.reports.training import generic_training_page
+from rlhf.rounds.page import is_rounds, rounds_page
+from rlhf.rounds.provenance import Provenance
 from rlhf.runtime.json_lines import write_atomically
 from rlhf.runtime.run_folder import RunFiles
 
@@ -48,7 +50,7 @@ def _way_from(folder: Path, run_dir: Path) -> str:
 
 
 def _page_of(run_dir: str) -> ReportPage:
-    """A run's own page: evaluations, classifications and the tables of comparisons have one, other stages share one."""
+    """A run's own page: evaluations, classifications, rounds and comparisons have one, other stages share one."""
     summary = RunFiles(run_dir).read_summary()
     if is_evaluation(summary):
         return evaluation_page(run_dir)
@@ -56,4 +58,6 @@ def _page_of(run_dir: str) -> ReportPage:
         return classification_page(run_dir)
     if is_task_sequence(summary):
         return forgetting_page(run_dir)
+    if is_rounds(summary):
+        return rounds_page(Path(run_dir), summary, Provenance(Path(run_dir)).records)
     return methods_page(run_dir) if is_method_table(summary) else generic_training_page(run_dir)

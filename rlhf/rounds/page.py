@@ -14,6 +14,11 @@ _PROVENANCE = """What every step read and what it left, with the first digits of
 checksums are in provenance.json."""
 
 
+def is_rounds(summary: Mapping[str, Any]) -> bool:
+    """Whether this is the summary of finished rounds."""
+    return "rounds" in summary and "seconds_total" in summary
+
+
 def rounds_page(root: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> ReportPage:
     """The whole page."""
     rounds: Mapping[str, Mapping[str, Any]] = summary["rounds"]

@@ -1,9 +1,11 @@
 """What the page of `rlhf rounds` concludes from the win rates."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from rlhf.cli import main
 from rlhf.reports.page import render_page
 from rlhf.rounds.page import rounds_page
 from rlhf.runtime.run_folder import RunFiles
@@ -27,3 +29,12 @@ def test_a_round_has_paid_only_beyond_both_intervals(tmp_path: Path, second: dic
     page = rounds_page(tmp_path, summary, [])
     assert conclusion in page.verdicts[0].text
     assert conclusion in render_page(page)
+
+
+def test_rlhf_report_writes_the_page_of_finished_rounds_again(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    files.config_path.write_text("seed: 0\n", encoding="utf-8")
+    rounds = {"round-1": rate(0.7, 0.60, 0.80), "round-2": rate(0.85, 0.81, 0.90)}
+    files.summary_path.write_text(json.dumps({"rounds": rounds, "seconds_total": 3.0}), encoding="utf-8")
+    assert main(["report", str(tmp_path)]) == 0
+    assert "another round has paid" in files.report_path.read_text(encoding="utf-8")
