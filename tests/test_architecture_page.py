@@ -68,3 +68,8 @@ def test_the_keys_that_a_stage_page_names_are_keys_of_that_stage(page: tuple[str
     keys |= {f"{key.rpartition('.')[0]}.kind" for key in keys}
     named = [word for word in CODE.findall(page[1]) if KEY.match(word) and not word.endswith((".jsonl", ".html"))]
     assert [word for word in named if word not in keys] == []
+
+
+def test_every_stage_has_a_page() -> None:
+    described = {name for headline, _ in stage_pages() for name in re.findall(r"rlhf ([a-z-]+)", headline)}
+    assert described == set(STAGES)
