@@ -76,7 +76,7 @@ _SECTIONS = (
     ),
     Section(
         "policy",
-        ("policy/", "loss/train", "loss/policy", "loss/ptx"),
+        ("policy/", "loss/train", "loss/policy", "loss/ptx", "loss/retention"),
         (
             Plot(("policy/approxkl", "policy/approxkl_k3"), "Size of an update: approximate KL [nats per token]"),
             Plot(("policy/clipfrac", "policy/dual_clipfrac"), "Tokens that the clip bounds [share]"),
@@ -89,6 +89,7 @@ _SECTIONS = (
             Plot(("loss/ptx",)),
             Plot(("policy/ptx_gradient_ratio",)),
             Plot(("loss/train",)),
+            Plot(("loss/retention",)),
         ),
         is_open=True,
     ),

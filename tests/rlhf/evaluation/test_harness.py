@@ -58,6 +58,7 @@ def model(tiny_llama_folder: Path) -> LoadedModel:
     return LoadedModel(ModelConfig(path=str(tiny_llama_folder), device="cpu"))
 
 
+@pytest.mark.slow
 def test_the_harness_and_our_own_measure_agree_on_every_question(model: LoadedModel, tasks: Path) -> None:
     (found,) = measure_harness(model, HarnessConfig(tasks=("cats",), include_path=str(tasks)), seed=0)
     (own,) = measure_tasks(model, [read_task(ROWS, source="cats")], TasksConfig(template="{question}?"), seed=0)
@@ -68,6 +69,7 @@ def test_the_harness_and_our_own_measure_agree_on_every_question(model: LoadedMo
     assert (first.questions, first.difference.value) == (5, 0.0)
 
 
+@pytest.mark.slow
 def test_shots_and_rows_are_those_asked_for(model: LoadedModel, tasks: Path) -> None:
     config = HarnessConfig(tasks=("cats",), include_path=str(tasks), shots=1, rows=3)
     (found,) = measure_harness(model, config, seed=0)
@@ -75,6 +77,7 @@ def test_shots_and_rows_are_those_asked_for(model: LoadedModel, tasks: Path) -> 
     assert len(found.correct["acc"]) == 3
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_named(model: LoadedModel, tasks: Path) -> None:
     with pytest.raises(ValueError, match=r"harness\.tasks: dogs is no task of lm-evaluation-harness nor of"):
         measure_harness(model, HarnessConfig(tasks=("cats", "dogs"), include_path=str(tasks)), seed=0)
@@ -90,6 +93,7 @@ def test_scores_stand_in_the_order_of_the_questions_and_those_of_whole_tasks_are
     assert set(question_scores(twice)) == {"acc, strict", "acc, flexible"}
 
 
+@pytest.mark.slow
 def test_the_adapter_that_is_the_policy_answers(tiny_llama_folder: Path, tmp_path: Path, model: LoadedModel) -> None:
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_llama_folder)
     get_peft_model(base, LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")).save_pretrained(str(tmp_path))
@@ -100,6 +104,7 @@ def test_the_adapter_that_is_the_policy_answers(tiny_llama_folder: Path, tmp_pat
         assert (tuned(ids).logits - plain(ids).logits).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_written_answers_behind_virtual_tokens_are_refused_and_given_ones_are_scored(
     tiny_llama_folder: Path, tasks: Path
 ) -> None:
