@@ -5,6 +5,7 @@ one. Which paths are open to everybody is the caller's to say.
 """
 
 import asyncio
+import contextlib
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
@@ -15,13 +16,16 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+_DISCARDED_BYTES, _DISCARDING_SECONDS = 2**24, 2.0
+"""What is read of a refused body before the answer."""
+
 
 class _RefusedError(Exception):
-    """An answer in place of the application's."""
+    """An answer in place of the application's, before a body of which there may be more to come."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, has_more: bool = True) -> None:
         super().__init__(detail)
-        self.status, self.detail = status, detail
+        self.status, self.detail, self.has_more = status, detail, has_more
 
 
 class Gate:
@@ -31,7 +35,7 @@ class Gate:
         application: What answers them.
         token: Expected as `Authorization: Bearer`.
         open_paths: Paths that need no token.
-        body_bytes: Largest body; a larger one is answered 413, without reading it where its length is announced.
+        body_bytes: Largest body; a larger one is answered 413, without keeping it where its length is announced.
         receive_seconds: Longest wait for a whole body; after it 408.
     """
 
@@ -58,9 +62,22 @@ class Gate:
                 self._require_token(headers.get(b"authorization", b""))
             body = await self._read(headers.get(b"content-length", b"0"), receive)
         except _RefusedError as refused:
+            if refused.has_more:
+                await self._discard(receive)
             await _refuse(refused, send)
             return
         await self._application(scope, _replay(body, receive), send)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Reads on, for a while: a connection that is closed while its client still sends may lose the answer."""
+        left = _DISCARDED_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._receive_seconds, _DISCARDING_SECONDS)):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _require_token(self, authorization: bytes) -> None:
         scheme, _, given = authorization.partition(b" ")
@@ -69,21 +86,23 @@ class Gate:
 
     async def _read(self, announced: bytes, receive: Receive) -> bytes:
         """The whole body."""
-        too_large = _RefusedError(413, f"the body has more than {self._body_bytes} bytes; divide the call")
+        too_large = f"the body has more than {self._body_bytes} bytes; divide the call"
         if announced.isdigit() and int(announced) > self._body_bytes:
-            raise too_large
+            raise _RefusedError(413, too_large)
         body = bytearray()
         try:
             async with asyncio.timeout(self._receive_seconds):
                 while True:
                     message = await receive()
                     body += message.get("body", b"")
+                    has_more = message.get("more_body", False)
                     if len(body) > self._body_bytes:
-                        raise too_large
-                    if not message.get("more_body", False):
+                        raise _RefusedError(413, too_large, has_more=has_more)
+                    if not has_more:
                         return bytes(body)
         except TimeoutError as error:
-            raise _RefusedError(408, f"the body did not arrive within {self._receive_seconds:g} seconds") from error
+            late = f"the body did not arrive within {self._receive_seconds:g} seconds"
+            raise _RefusedError(408, late, has_more=False) from error
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -101,7 +120,7 @@ async def _refuse(refused: _RefusedError, send: Send) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        # What is left of the body is not read.
+        # What is left of a long body is not read.
         (b"connection", b"close"),
     ]
     if refused.status == 401:
