@@ -1,7 +1,8 @@
 """What stands before the endpoints: a call without the token, or too large, is refused before anything reads it.
 
-An ASGI application around another one. It compares tokens in constant time and reads a body only from who has shown
-one. Which paths are open to everybody is the caller's to say.
+An ASGI application around another one. It compares tokens in constant time and keeps a body only from who has shown
+one; of a refused call it reads a bounded rest and throws it away. Which paths are open to everybody is the caller's to
+say.
 """
 
 import asyncio
