@@ -120,6 +120,7 @@ def _execute(request: _Request) -> int:
     config = resolve(f"{_LOADER}:load_config")(resolve(request.stage.config), request.config, request.overrides)
     if request.is_dry_run:
         return _print(_plan(request.stage, config))
+    _refuse_occupied_folder(request, config)
     run = resolve(request.stage.run)
     try:
         run(config, resume=request.is_resume)
@@ -129,6 +130,13 @@ def _execute(request: _Request) -> int:
             error.add_note(_state_after_stop(request, config, error))
         raise
     return exit_status.OK
+
+
+def _refuse_occupied_folder(request: _Request, config: Any) -> None:
+    """Says what the stage itself would say, before its libraries load."""
+    run_dir = getattr(config, "run_dir", None)
+    if request.stage.is_resumable and not request.is_resume and run_dir is not None:
+        resolve("rlhf.runtime.run_folder:refuse_existing_run")(run_dir)
 
 
 def _plan(stage: Stage, config: Any) -> list[str]:

@@ -27,7 +27,7 @@ from rlhf.data import load_rows
 from rlhf.reports.page import write_report
 from rlhf.reports.rankings import print_outcome, rankings_page
 from rlhf.runtime import json_lines
-from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
+from rlhf.runtime.run_folder import open_run, refuse_existing_run
 from rlhf.runtime.terminal import stages_announce
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def run(config: RankingsConfig, *, resume: bool) -> None:
     outcome = find_outcome(judged, config, given)
     written = _written_rows(outcome, config)
     summary = summarize(outcome, config, rows=len(rows), written=len(written))
-    with RunFolder.create(config.run_dir, config.model_dump(mode="json")) as folder:
+    with open_run(config.run_dir, config, resume=False) as folder:
         _write_tables(folder.path, outcome)
         if written:
             json_lines.write_objects(folder.path / f"{config.output}.jsonl", written)

@@ -22,7 +22,8 @@ from rlhf.classification.method_table import MethodRow, method_rows, summary_of
 from rlhf.config import ClassifyConfig, MethodsConfig
 from rlhf.config.methods import ComparedMethod
 from rlhf.reports.page import write_report
-from rlhf.runtime.run_folder import RunFiles, RunFolder, let_grow, refuse_changed_config, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, open_run, refuse_existing_run
+from rlhf.runtime.saved_config import let_grow, refuse_changed_config
 
 RunOne = Callable[[ClassifyConfig, bool], None]
 
@@ -47,14 +48,12 @@ def run(config: MethodsConfig, *, resume: bool) -> None:
 
 def compare(config: MethodsConfig, *, resume: bool, run_one: RunOne) -> list[MethodRow]:
     """`run`, with the given way to run one classification."""
-    resolved = config.model_dump(mode="json")
     runs = {(method.name, seed): sub_run(config, method, seed) for method in config.methods for seed in config.seeds}
     if resume:
-        let_grow(RunFiles(config.run_dir), resolved, _MAY_GROW)
+        let_grow(RunFiles(config.run_dir).config_path, config.model_dump(mode="json"), _MAY_GROW)
     else:
         refuse_existing_run(config.run_dir)
-    open_folder = RunFolder.resume if resume else RunFolder.create
-    with open_folder(config.run_dir, resolved) as folder:
+    with open_run(config.run_dir, config, resume=resume) as folder:
         for classify in runs.values():
             _finish(classify, run_one)
         folders = {key: RunFiles(classify.run_dir) for key, classify in runs.items()}
@@ -109,7 +108,7 @@ def _finish(config: ClassifyConfig, run_one: RunOne) -> None:
     """Runs or continues a classification; one that has its summary is kept, if it is of the same configuration."""
     files = RunFiles(config.run_dir)
     if files.read_summary():
-        refuse_changed_config(files, config.model_dump(mode="json"))
+        refuse_changed_config(files.config_path, config.model_dump(mode="json"), type(config))
         return
     run_one(config, files.holds_run())
 

@@ -20,7 +20,7 @@ from rlhf.corpus.page import corpus_page, print_outcome
 from rlhf.data import Row, stream_rows
 from rlhf.reports.page import write_report
 from rlhf.runtime import json_lines
-from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
+from rlhf.runtime.run_folder import open_run, refuse_existing_run
 from rlhf.runtime.terminal import stages_announce
 from rlhf.text_stream import text_problem
 
@@ -53,7 +53,7 @@ def run(config: CorpusConfig, *, resume: bool) -> None:
                 f"{max(cleaning.tallies, key=lambda tally: tally.documents_dropped).rule}); relax or switch off a rule"
             )
         summary = summarize(cleaning, skipped_rows=reader.skipped_rows, written_file=name)
-        with RunFolder.create(config.run_dir, config.model_dump(mode="json")) as folder:
+        with open_run(config.run_dir, config, resume=False) as folder:
             aside.replace(folder.path / name)
             folder.write_summary(summary)
             write_report(folder.path, corpus_page(folder.path, cleaning, summary))

@@ -46,8 +46,13 @@ def corpus_page(folder: Path, cleaning: Cleaning, summary: Mapping[str, Any]) ->
         Headline("bytes kept", cleaning.bytes_after, f"of {cleaning.bytes_before:,}"),
         Headline("rows skipped", summary["skipped_rows"]),
     ]
-    return ReportPage(f"Corpus {folder.name}", subtitle=str(summary["written_file"]), headlines=headlines,
-                      sections=sections)  # fmt: skip
+    return ReportPage(
+        f"Corpus {folder.name}",
+        subtitle=str(summary["written_file"]),
+        headlines=headlines,
+        sections=sections,
+        is_from_files=False,
+    )
 
 
 _ORDER = (

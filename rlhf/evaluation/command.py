@@ -19,7 +19,7 @@ from rlhf.evaluation.summary import summarise
 from rlhf.evaluation.verdicts import verdicts_on
 from rlhf.reports.page import write_report
 from rlhf.runtime.metrics import open_metric_logger
-from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
+from rlhf.runtime.run_folder import open_run, refuse_existing_run
 
 
 def run(config: EvalConfig, *, resume: bool) -> None:
@@ -37,9 +37,8 @@ def run(config: EvalConfig, *, resume: bool) -> None:
     measured = measure(config, setting, judges)
     summary = {**summarise(config, measured), **setting.facts, "seconds": time.perf_counter() - start}
     # Opened last: an evaluation keeps no state, so one that failed must not leave a folder that holds a run.
-    open_folder = RunFolder.resume if resume else RunFolder.create
     with (
-        open_folder(config.run_dir, resolved) as folder,
+        open_run(config.run_dir, config, resume=resume) as folder,
         open_metric_logger(folder, config.tracking, resolved, stage="eval", total_steps=1) as logger,
     ):
         folder.truncate_after(-1)

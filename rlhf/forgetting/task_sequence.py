@@ -21,7 +21,8 @@ from rlhf.forgetting.matrices import Known, WayRow, summary_of, way_row
 from rlhf.forgetting.page import forgetting_page, print_table
 from rlhf.reports.page import write_report
 from rlhf.runtime import json_lines
-from rlhf.runtime.run_folder import RunFiles, RunFolder, let_grow, refuse_changed_config, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, open_run, refuse_existing_run
+from rlhf.runtime.saved_config import let_grow, refuse_changed_config
 from rlhf.stage_chain import StageChain
 from rlhf.stage_progress import StageProgress
 from rlhf.text_stream import require_texts
@@ -38,14 +39,12 @@ def run(config: ForgettingConfig, *, resume: bool) -> None:
     Raises:
         ValueError: what the user can fix.
     """
-    resolved = config.model_dump(mode="json")
     if not resume:
         refuse_existing_run(config.run_dir)
     sequence = TaskSequence(config)
     if resume:
-        let_grow(RunFiles(config.run_dir), resolved, _MAY_GROW)
-    open_folder = RunFolder.resume if resume else RunFolder.create
-    with open_folder(config.run_dir, resolved) as folder:
+        let_grow(RunFiles(config.run_dir).config_path, config.model_dump(mode="json"), _MAY_GROW)
+    with open_run(config.run_dir, config, resume=resume) as folder:
         rows, start, seconds = sequence.run()
         summary = summary_of(sequence.names, start, rows, config.seeds, seconds)
         folder.write_summary(summary)
@@ -99,7 +98,7 @@ class TaskSequence:
         files = RunFiles(stage.run_dir)
         name = files.path.relative_to(self._root).as_posix()
         if files.read_summary():
-            refuse_changed_config(files, stage.model_dump(mode="json"))
+            refuse_changed_config(files.config_path, stage.model_dump(mode="json"), type(stage))
         chain.train(name, sft.run, stage)
         chain.do(f"{name}/ask", lambda: self._ask(_model_of(stage), files.path, asked))
         return _read(files.path)

@@ -71,6 +71,7 @@ def quickstart_page(layout: Layout, outcomes: Outcomes, summary: Mapping[str, An
             Section("Stages", "Each stage has a page of its own.", links=_stage_pages(layout)),
             *record_sections(RunFiles(layout.root)),
         ],
+        is_from_files=False,
     )
 
 

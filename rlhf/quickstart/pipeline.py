@@ -22,7 +22,7 @@ from rlhf.quickstart.recipe import Layout
 from rlhf.quickstart.world import demonstration_rows, pretrain_rows, prompt_rows
 from rlhf.reports.page import write_report
 from rlhf.runtime.cluster import ray_cluster
-from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.runtime.run_folder import RunFiles, open_run
 from rlhf.stage_chain import StageChain
 from rlhf.stage_progress import StageProgress
 from rlhf.trainers import ppo, pretrain, reward, sft
@@ -49,10 +49,8 @@ def run(config: QuickstartConfig, *, resume: bool) -> None:
         ValueError: `run_dir` holds a run already and `resume` is off, or there is nothing to resume.
     """
     root = Path(config.run_dir) if config.run_dir is not None else default_folder(resume=resume)
-    resolved = config.model_dump(mode="json") | {"run_dir": str(root)}
     console = Console(highlight=False)
-    open_folder = RunFolder.resume if resume else RunFolder.create
-    with open_folder(root, resolved) as folder:
+    with open_run(root, config.model_copy(update={"run_dir": str(root)}), resume=resume) as folder:
         console.print(f"rlhf quickstart in {root}")
         outcomes, summary = Chain(config, Layout(root)).run()
         folder.write_summary(summary)

@@ -17,7 +17,8 @@ from rlhf.reports.charts import Chart, Series
 from rlhf.reports.frontier import runs_frontier
 from rlhf.reports.page import Cell, ReportPage, Section, Table, format_cell, is_number
 from rlhf.runtime.metric_registry import GROUPS, find_metric, registry_order
-from rlhf.runtime.run_folder import Row, RunFiles, leaves
+from rlhf.runtime.run_folder import Row, RunFiles
+from rlhf.runtime.saved_config import leaves
 
 _OWN_OF_A_RUN = ("run_dir", "tracking", "seed")
 """Keys in which repeats of one experiment differ."""

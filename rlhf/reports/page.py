@@ -110,6 +110,7 @@ class ReportPage:
     """A whole page: title, what to conclude, the main numbers, then the details.
 
     `run_folder` leads from the page to the files it links, with a slash at its end; empty where it lies beside them.
+    `is_from_files` is False where the stage knew more than its folder keeps, so that nobody can write the page again.
     """
 
     title: str
@@ -118,6 +119,11 @@ class ReportPage:
     headlines: Sequence[Headline] = ()
     sections: Sequence[Section] = ()
     run_folder: str = ""
+    is_from_files: bool = True
+
+
+_FROM_STAGE = '<meta name="rlhf-page" content="stage">'
+"""Stands in the template."""
 
 
 def write_report(run_folder_path: str | Path, page: ReportPage) -> Path:
@@ -125,6 +131,11 @@ def write_report(run_folder_path: str | Path, page: ReportPage) -> Path:
     path = RunFiles(run_folder_path).report_path
     write_atomically(path, render_page(page))
     return path
+
+
+def can_be_written_again(path: Path) -> bool:
+    """Whether a page is not there yet, or holds nothing but what can be read from its run's files."""
+    return not path.exists() or _FROM_STAGE not in path.read_text(encoding="utf-8")
 
 
 def render_page(page: ReportPage) -> str:

@@ -62,6 +62,7 @@ def rankings_page(folder: Path, outcome: Outcome, summary: Summary) -> ReportPag
         verdicts=verdicts_on(outcome, summary),
         headlines=_headlines(outcome, summary),
         sections=sections,
+        is_from_files=False,
     )
 
 

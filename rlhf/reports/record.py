@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from rlhf.reports.page import Cell, Link, Listing, Section, Table
-from rlhf.runtime.run_folder import Row, RunFiles, leaves
+from rlhf.runtime.run_folder import Row, RunFiles
+from rlhf.runtime.saved_config import leaves
 
 _SETTINGS = (
     ("model", ("model.path", "model.architecture")),

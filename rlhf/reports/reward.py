@@ -57,6 +57,7 @@ def reward_page(run_folder_path: Path, examples: Sequence[Mapping[str, Any]]) ->
         verdicts=[*verdicts_on(summary), *page.verdicts],
         headlines=_headlines(summary),
         sections=[*setting, *measured_sections(summary, rows), *_example_sections(examples), *charts],
+        is_from_files=False,
     )
 
 

@@ -24,7 +24,7 @@ from rlhf.rounds.provenance import Provenance
 from rlhf.rounds.ranking import SHAPE, rank_by_score, read_rankings
 from rlhf.runtime import json_lines
 from rlhf.runtime.lineage import inputs_of, item_of, output_of
-from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.runtime.run_folder import RunFiles, open_run
 from rlhf.stage_chain import StageChain
 from rlhf.stage_progress import StageProgress
 from rlhf.trainers import ppo, reward
@@ -79,8 +79,7 @@ def run(config: RoundsConfig, *, resume: bool) -> None:
         ValueError: what the user can fix.
     """
     root = Path(config.run_dir)
-    open_folder = RunFolder.resume if resume else RunFolder.create
-    with open_folder(root, config.model_dump(mode="json")) as folder:
+    with open_run(root, config, resume=resume) as folder:
         rounds = Rounds(config, root)
         summary = rounds.run()
         if summary is None:

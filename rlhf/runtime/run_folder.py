@@ -25,15 +25,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-from rlhf.config_loading.yaml import dump_yaml, parse_mapping
+from pydantic import BaseModel
+
 from rlhf.runtime import json_lines
 from rlhf.runtime.environment import describe_environment
+from rlhf.runtime.saved_config import read_config, refuse_changed_config, write_config
 
 Row = dict[str, object]
-
-# Keys whose change cannot change a number: where the run lies, and who is told about it.
-CHANGEABLE_ON_RESUME = frozenset({"run_dir", "tracking"})
-_SHOWN_DIFFERENCES = 5
 
 
 class RunFiles:
@@ -58,7 +56,7 @@ class RunFiles:
 
     def read_config(self) -> Row:
         """The resolved configuration the run was started with."""
-        return cast(Row, parse_mapping(self.config_path.read_text(encoding="utf-8"), source=str(self.config_path)))
+        return read_config(self.config_path)
 
     def read_metrics(self) -> list[Row]:
         """One `{"step": ..., "<metric>": number}` a step, oldest first, non-finite values as floats again."""
@@ -106,28 +104,30 @@ class RunFolder(RunFiles):
             # Again under the lock: another process may have started a run between the first look and the lock.
             refuse_existing_run(path)
             _write_session(files, earlier=[])
-            json_lines.write_atomically(files.config_path, _to_yaml(resolved_config))
+            write_config(files.config_path, resolved_config)
         except BaseException:
             lock.close()
             raise
         return cls(files.path, lock)
 
     @classmethod
-    def resume(cls, path: str | Path, resolved_config: Mapping[str, object]) -> "RunFolder":
+    def resume(
+        cls, path: str | Path, resolved_config: Mapping[str, object], schema: type[BaseModel] | None = None
+    ) -> "RunFolder":
         """Opens the folder of an earlier run to continue it; a line that a kill cut off is removed.
 
         The saved configuration stays as it is. `truncate_after` must follow, with the step of the loaded checkpoint.
 
         Raises:
-            ValueError: no run is there, another process writes it, or the configuration differs in a key outside
-                `CHANGEABLE_ON_RESUME`.
+            ValueError: no run is there, another process writes it, or the configuration differs
+                (`saved_config.refuse_changed_config`).
         """
         files = RunFiles(path)
         if not files.config_path.exists():
             raise ValueError(f"run_dir: '{files.path}' holds no run to resume; drop --resume, or name another run_dir")
         lock = _lock_folder(files.path)
         try:
-            refuse_changed_config(files, resolved_config)
+            refuse_changed_config(files.config_path, resolved_config, schema)
             _write_session(files, earlier=_read_sessions(files))
             _keep_rows(files, lambda _row: True)
         except BaseException:
@@ -177,6 +177,18 @@ class RunFolder(RunFiles):
         self._last_step = _last_step(self.metrics_path)
 
 
+def open_run(path: str | Path, config: BaseModel, *, resume: bool) -> RunFolder:
+    """Starts the run of a configuration in a folder, or with `resume` opens the one that is there.
+
+    Raises:
+        ValueError: as `RunFolder.create` and `RunFolder.resume`.
+    """
+    resolved = config.model_dump(mode="json")
+    if resume:
+        return RunFolder.resume(path, resolved, type(config))
+    return RunFolder.create(path, resolved)
+
+
 def refuse_existing_run(path: str | Path) -> None:
     """Refuses what `RunFolder.create` would refuse of a folder that holds a run; for a check before long preparations.
 
@@ -224,57 +236,6 @@ def _write_owner(file: IO[str]) -> None:
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
-
-
-def refuse_changed_config(files: RunFiles, resolved_config: Mapping[str, object]) -> None:
-    """Refuses to take a run for one of another configuration; keys that change no number may differ.
-
-    Raises:
-        ValueError: naming the first keys that differ.
-    """
-    saved, given = (
-        leaves(files.read_config()),
-        leaves(parse_mapping(_to_yaml(resolved_config), source="this configuration")),
-    )
-    missing = "(absent)"
-    keys = sorted(key for key in saved.keys() | given.keys() if key.split(".")[0] not in CHANGEABLE_ON_RESUME)
-    changed = [key for key in keys if saved.get(key, missing) != given.get(key, missing)]
-    if changed:
-        shown = [
-            f"{key} (was {saved.get(key, missing)!r}, now {given.get(key, missing)!r})"
-            for key in changed[:_SHOWN_DIFFERENCES]
-        ]
-        rest = f" and {len(changed) - len(shown)} more" if len(changed) > len(shown) else ""
-        raise ValueError(
-            f"--resume: the configuration differs from {files.config_path} in {', '.join(shown)}{rest}; "
-            "give the old values, or name a new run_dir to start afresh"
-        )
-
-
-def let_grow(files: RunFiles, resolved_config: Mapping[str, object], keys: Sequence[str]) -> None:
-    """Takes the given values of these keys into the configuration of a run that is about to be resumed.
-
-    For lists of runs that are kept and checked one by one; what else differs is refused as in any resumed run.
-    """
-    if files.config_path.exists():
-        grown = {key: resolved_config[key] for key in keys}
-        json_lines.write_atomically(files.config_path, _to_yaml(files.read_config() | grown))
-
-
-def leaves(tree: object, prefix: str = "") -> Row:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`; a list counts as one leaf, an empty mapping too."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    branches = cast(Row, tree)
-    return {
-        leaf: value
-        for key, branch in branches.items()
-        for leaf, value in leaves(branch, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
-
-
-def _to_yaml(config: Mapping[str, object]) -> str:
-    return dump_yaml(dict(config))
 
 
 def _read_sessions(files: RunFiles) -> list[object]:

@@ -8,6 +8,7 @@ the end is the stage's business.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from rlhf.config import StageConfig
 from rlhf.optimization import NonFiniteLossError
@@ -15,7 +16,7 @@ from rlhf.runtime.health.catalogue import rules_for
 from rlhf.runtime.health.monitor import HealthMonitor
 from rlhf.runtime.health.training import TRAINING_STOPPED
 from rlhf.runtime.metrics import MetricLogger, open_metric_logger
-from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.run_folder import RunFiles, RunFolder, open_run
 from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
 from rollout.responses import NonFiniteLogitsError
 
@@ -35,6 +36,26 @@ class TrainingRun:
     checkpoint: TrainingState | None
 
 
+class Follower(Protocol):
+    """The trainer of a rank that leaves the run folder to the first one."""
+
+    def restore(self, state: TrainingState, /) -> None:
+        """Goes back to a saved state."""
+        ...
+
+    def train(self) -> object:
+        """Trains to the end."""
+        ...
+
+
+def follow(follower: Follower, run_dir: str, *, resume: bool) -> None:
+    """Trains beside the first rank, from the checkpoint that it continues from where it resumes."""
+    checkpoint = load_latest_checkpoint(RunFiles(run_dir).checkpoints_path) if resume else None
+    if checkpoint is not None:
+        follower.restore(checkpoint)
+    follower.train()
+
+
 @contextmanager
 def open_training_run(config: StageConfig, *, resume: bool, stage: str, total_steps: int) -> Iterator[TrainingRun]:
     """Creates `run_dir`, or with `resume` continues what is in it; closes everything with the context.
@@ -50,8 +71,7 @@ def open_training_run(config: StageConfig, *, resume: bool, stage: str, total_st
         NoIntactCheckpointError: there are checkpoints, and none of them is intact.
     """
     resolved = config.model_dump(mode="json")
-    open_folder = RunFolder.resume if resume else RunFolder.create
-    with open_folder(config.run_dir, resolved) as folder:
+    with open_run(config.run_dir, config, resume=resume) as folder:
         checkpoint = load_latest_checkpoint(folder.checkpoints_path) if resume else None
         folder.truncate_after(checkpoint.step if checkpoint else -1)
         health = HealthMonitor(rules_for(config))

@@ -15,12 +15,12 @@ from policies.checkpoint import atomic_folder
 from policies.tokenization import load_tokenizer_folder, train_tokenizer
 from rlhf.data import load_rows
 from rlhf.reports.page import write_report
-from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
+from rlhf.runtime.run_folder import open_run, refuse_existing_run
 from rlhf.runtime.terminal import stages_announce
 from rlhf.text_stream import require_texts
 from rlhf.tokenizer_comparison.config import ComparedTokenizer, ExistingTokenizer, TokenizersConfig
 from rlhf.tokenizer_comparison.measures import TokenizerMeasures, measure_tokenizer, pieces_shown
-from rlhf.tokenizer_comparison.page import comparison_page, console_table, verdicts_on
+from rlhf.tokenizer_comparison.page import console_table, tokenizers_page, verdicts_on
 from rlhf.tokenizer_comparison.trial import TrialOutcome, cut, run_trial
 
 _SHOWN_CHARACTERS = 300
@@ -49,13 +49,13 @@ def run(config: TokenizersConfig, *, resume: bool) -> None:
     held_out, more = _texts(config, config.data.eval, "data.eval")
     contenders = compare(config, train, held_out)
     summary = summarize(contenders, held_out, skipped_rows=len(skipped) + len(more))
-    with RunFolder.create(config.run_dir, config.model_dump(mode="json")) as folder:
+    with open_run(config.run_dir, config, resume=False) as folder:
         for contender in contenders:
             if contender.kind != "path":
                 with atomic_folder(folder.path / "tokenizers" / contender.name) as aside:
                     contender.tokenizer.save_pretrained(aside)
         folder.write_summary(summary)
-        page = write_report(folder.path, comparison_page(folder.path, summary))
+        page = write_report(folder.path, tokenizers_page(folder.path, summary))
     if stages_announce():
         console = Console(highlight=False)
         console.print(console_table(summary))

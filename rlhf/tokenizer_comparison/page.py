@@ -80,7 +80,12 @@ def verdicts_on(summary: Summary) -> list[Verdict]:
     return verdicts
 
 
-def comparison_page(folder: Path, summary: Summary) -> ReportPage:
+def is_tokenizer_comparison(summary: Mapping[str, object]) -> bool:
+    """Whether a summary is that of `rlhf tokenizers`."""
+    return "tokenizers" in summary and "held_out_documents" in summary
+
+
+def tokenizers_page(folder: Path, summary: Summary) -> ReportPage:
     """The page: the table, and how each tokenizer cuts the same text."""
     measured: Mapping[str, Mapping[str, Any]] = summary["tokenizers"]
     keys = [key for key in _COLUMNS if any(key in row for row in measured.values())]

@@ -33,7 +33,7 @@ from rlhf.runtime.health.training import LOSS_ROLLED_BACK
 from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.run_folder import RunFiles, RunFolder
-from rlhf.runtime.training_run import TrainingRun, open_training_run
+from rlhf.runtime.training_run import TrainingRun, follow, open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
     load_latest_checkpoint,
@@ -67,10 +67,7 @@ def train(config: PretrainConfig, *, resume: bool, ranks: Ranks = ALONE) -> None
     ranks.require_same("the model to train", lambda: inputs.backbone.fingerprint)
     if not ranks.is_first:
         follower = Pretrainer(config, inputs, None, ranks)
-        checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None
-        if checkpoint is not None:
-            follower.restore(checkpoint)
-        follower.train()
+        follow(follower, config.run_dir, resume=resume)
         return
     with open_training_run(config, resume=resume, stage="pretrain", total_steps=config.steps) as run:
         keep_tokenizer(run.folder.path / TOKENIZER_FOLDER, config, inputs.backbone)

@@ -42,12 +42,11 @@ from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.kept_checkpoints import KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
-from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.runtime.run_folder import RunFolder
 from rlhf.runtime.terminal import stages_announce
-from rlhf.runtime.training_run import open_training_run
+from rlhf.runtime.training_run import follow, open_training_run
 from rlhf.runtime.training_state import (
     TrainingState,
-    load_latest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
     with_owner,
@@ -89,10 +88,7 @@ def train(config: RewardConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     order = ComparisonOrder(len(inputs.train), config)
     if not ranks.is_first:
         follower = RewardTrainer(config, inputs, order, None, MetricLogger([]), ranks=ranks)
-        checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None
-        if checkpoint is not None:
-            follower.restore(checkpoint)
-        follower.train()
+        follow(follower, config.run_dir, resume=resume)
         return
     with open_training_run(config, resume=resume, stage="reward", total_steps=order.steps) as opened:
         trainer = RewardTrainer(config, inputs, order, opened.folder, opened.metrics, ranks=ranks)

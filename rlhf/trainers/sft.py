@@ -33,8 +33,8 @@ from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFiles, RunFolder
 from rlhf.runtime.terminal import stages_announce
-from rlhf.runtime.training_run import open_training_run
-from rlhf.runtime.training_state import TrainingState, load_latest_checkpoint
+from rlhf.runtime.training_run import follow, open_training_run
+from rlhf.runtime.training_state import TrainingState
 from rlhf.stage_ranks import run_in_ranks
 from rlhf.trainers.sft_rows import read_demonstrations
 from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
@@ -64,10 +64,7 @@ def train(config: SftConfig, *, resume: bool, ranks: Ranks = ALONE) -> None:
     total_steps = math.ceil(len(inputs.order) / config.examples_per_step)
     if not ranks.is_first:
         follower = SftRun(config, inputs, None, MetricLogger([]), total_steps, ranks=ranks)
-        checkpoint = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path) if resume else None
-        if checkpoint is not None:
-            follower.restore(checkpoint)
-        follower.train()
+        follow(follower, config.run_dir, resume=resume)
         return
     with open_training_run(config, resume=resume, stage="sft", total_steps=total_steps) as run:
         trainer = SftRun(config, inputs, run.folder, run.metrics, total_steps, ranks=ranks)

@@ -224,8 +224,11 @@ def test_debug_shows_the_traceback_before_the_line(
 def test_an_outside_failure_says_where_the_state_is_and_how_to_continue(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("my run/checkpoints/step-00000050").mkdir(parents=True)
-    bench.script = failing(DiskFullError("the disk is full"))
+    def save_and_fail() -> None:
+        Path("my run/checkpoints/step-00000050").mkdir(parents=True)
+        raise DiskFullError("the disk is full")
+
+    bench.script = save_and_fail
     assert bench.main("train", "train.yaml", "run_dir=my run") == exit_status.OUTSIDE_FAILURE
     assert capsys.readouterr().err == (
         "error: the disk is full; state saved in my run/checkpoints; "
@@ -422,3 +425,18 @@ def test_every_example_of_the_help_is_a_valid_command(
     monkeypatch.chdir(ROOT)
     words = [word for word in stage.examples[index].split() if not word.startswith("--")]
     assert cli.main([stage.name, *words, "--dry-run"]) == 0
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_the_stage_is_imported(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("steps: 4\n", encoding="utf-8")
+    del bench.module.run
+    assert bench.main("train", "train.yaml") == 2
+    assert "run_dir: 'run' already holds a run; name another run_dir, or continue it with --resume" in (
+        capsys.readouterr().err
+    )
+    bench.module.run = bench.run  # pyright: ignore[reportAttributeAccessIssue]
+    assert bench.main("train", "train.yaml", "--resume") == 0
+    assert bench.main("look") == 0

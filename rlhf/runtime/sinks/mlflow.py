@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rlhf.runtime.config import TrackingConfig
 from rlhf.runtime.health.rule import Alert
 from rlhf.runtime.json_lines import write_atomically
-from rlhf.runtime.run_folder import RunFolder, leaves
+from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.saved_config import leaves
 from rlhf.runtime.sinks.sink import Rows, TrackingError
 
 if TYPE_CHECKING:

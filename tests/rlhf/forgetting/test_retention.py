@@ -18,10 +18,10 @@ from rlhf.config import SftConfig
 from rlhf.conversations import Example
 from rlhf.forgetting.replay import replay_order
 from rlhf.forgetting.weight_anchor import diagonal_fisher
-from rlhf.runtime.metrics import JsonlSink
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.trainers.sft import SftInputs, run
 from tests import rank_tasks
+from tests.interrupted_runs import column, require_bitwise_resume, trained_weights
 from tests.rank_processes import RankProcesses
 
 NEW = [{"prompt": f"where is the {animal}?", "completion": " on the mat"} for animal in ("cat", "dog", "bird", "girl")]
@@ -55,15 +55,6 @@ def configure(tmp_path: Path, tiny_llama_folder: Path) -> Any:
         return SftConfig.model_validate(settings | changes)
 
     return build
-
-
-def column(config: SftConfig, key: str) -> list[float]:
-    return [row[key] for row in RunFiles(config.run_dir).read_metrics()]  # pyright: ignore[reportReturnType]
-
-
-def weights(config: SftConfig, folder: str = "model") -> dict[str, torch.Tensor]:
-    (file,) = (Path(config.run_dir) / folder).glob("*.safetensors")
-    return load_file(file)
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
@@ -153,7 +144,7 @@ def test_the_pull_is_measured_from_the_start(configure: Any, tiny_llama_folder: 
     run(one_step, resume=False)
     two_steps = configure("two-steps", L2_SP, epochs=2)
     run(two_steps, resume=False)
-    start, after = load_file(tiny_llama_folder / "model.safetensors"), weights(one_step)
+    start, after = load_file(tiny_llama_folder / "model.safetensors"), trained_weights(one_step)
     expected = 0.15 * sum((after[name] - start[name]).square().sum().item() for name in after)
     assert column(two_steps, "loss/retention")[0] == 0.0
     assert column(two_steps, "loss/retention")[1] == pytest.approx(expected, rel=1e-4)
@@ -165,7 +156,7 @@ def test_a_strong_pull_keeps_the_weights(configure: Any, tiny_llama_folder: Path
     def distance(name: str, retention: dict[str, Any]) -> float:
         config = configure(name, retention, epochs=4, checkpoint={"every_steps": 99})
         run(config, resume=False)
-        return sum((tensor - start[key]).square().sum().item() for key, tensor in weights(config).items())
+        return sum((tensor - start[key]).square().sum().item() for key, tensor in trained_weights(config).items())
 
     assert distance("held", {"kind": "l2_sp", "coefficient": 100.0}) < 0.5 * distance("free", {"kind": "none"})
 
@@ -212,23 +203,8 @@ def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
     configure: Any, monkeypatch: pytest.MonkeyPatch, retention: dict[str, Any], tuning: dict[str, Any]
 ) -> None:
     straight, broken = (configure(name, retention, tuning=tuning) for name in ("straight", "broken"))
-    run(straight, resume=False)
-    log = JsonlSink.log
-
-    def log_or_interrupt(self: JsonlSink, step: int, metrics: Any) -> None:
-        if step == 3:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        log(self, step, metrics)
-
-    monkeypatch.setattr(JsonlSink, "log", log_or_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(broken, resume=False)
-    run(broken, resume=True)
-    for key in ("loss/train", *(["loss/retention"] if retention["kind"] != "replay" else [])):
-        assert column(broken, key) == column(straight, key)
-    one, other = weights(straight), weights(broken)
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    keys = ("loss/train", *(["loss/retention"] if retention["kind"] != "replay" else []))
+    require_bitwise_resume(run, straight, broken, keys, monkeypatch, at_step=3)
 
 
 def test_micro_batches_change_nothing_but_rounding(configure: Any) -> None:
@@ -253,7 +229,7 @@ def test_two_ranks_train_the_model_of_one(configure: Any, retention: dict[str, A
         ranks.close()
     for key in ("loss/train", "policy/grad_norm", *(["loss/retention"] if retention["kind"] != "replay" else [])):
         assert column(two, key) == pytest.approx(column(one, key), rel=1e-3, abs=1e-7)
-    trained, expected = weights(two), weights(one)
+    trained, expected = trained_weights(two), trained_weights(one)
     assert all(torch.allclose(trained[name], expected[name], atol=1e-5) for name in expected)
 
 

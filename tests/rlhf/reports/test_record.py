@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import pytest
+
 from rlhf.cli import main
-from rlhf.reports.page import render_page
+from rlhf.reports.page import ReportPage, render_page, write_report
 from rlhf.reports.record import record_sections, setting_sections
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.run_folder import RunFiles, RunFolder
@@ -58,3 +60,21 @@ def test_a_page_that_is_written_elsewhere_finds_the_files_of_its_run(tmp_path: P
 def test_an_empty_folder_has_neither(tmp_path: Path) -> None:
     assert setting_sections(RunFiles(tmp_path)) == []
     assert record_sections(RunFiles(tmp_path)) == []
+
+
+def test_a_page_that_only_its_stage_can_write_is_not_replaced_by_a_poorer_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    RunFolder.create(run, CONFIG).close()
+    page = write_report(run, ReportPage("Rankings of run", is_from_files=False))
+    before = page.read_bytes()
+    assert main(["report", str(run)]) == 2
+    assert "was written by its stage, of more than the folder keeps, and stays; name output=FILE" in (
+        capsys.readouterr().err
+    )
+    assert page.read_bytes() == before
+    assert main(["report", str(run), f"output={tmp_path / 'metrics.html'}"]) == 0
+    write_report(run, ReportPage("Training of run"))
+    assert main(["report", str(run)]) == 0
+    assert "Training of run" not in page.read_text(encoding="utf-8")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from policies.config import StrictModel
 from policies.disk import DiskError
-from rlhf.runtime.run_folder import RunFiles, RunFolder
+from rlhf.runtime.run_folder import RunFiles, RunFolder, open_run
 from tests.full_disk import largest_file
 
 CONFIG = {"run_dir": "somewhere", "seed": 3, "optimizer": {"learning_rate": 1e-5, "betas": [0.9, 0.95]}, "tracking": {}}
@@ -83,6 +84,28 @@ def test_resuming_with_another_config_names_every_changed_key(tmp_path: Path) ->
     assert "steps (was '(absent)', now 9)" in message
     assert "learning_rate" not in message
     assert "\n" not in message
+
+
+class _Settings(StrictModel):
+    run_dir: str
+    steps: int = 8
+    rate: float = 0.5
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_a_newer_key_stands_at_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunFolder.create(path, {"run_dir": str(path), "steps": 3}).close()
+    with open_run(path, _Settings(run_dir=str(path), steps=3), resume=True) as folder:
+        assert folder.read_config() == {"run_dir": str(path), "steps": 3}
+    with pytest.raises(ValueError, match=r"differs from .* in rate \(was 0.5, now 0.25\);"):
+        open_run(path, _Settings(run_dir=str(path), steps=3, rate=0.25), resume=True)
+
+
+def test_a_key_that_a_later_version_dropped_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunFolder.create(path, {"run_dir": str(path), "steps": 3, "warmup": 5}).close()
+    with pytest.raises(ValueError, match=r"warmup \(was 5, now '\(absent\)'\)"):
+        open_run(path, _Settings(run_dir=str(path), steps=3), resume=True)
 
 
 def test_a_moved_folder_and_another_tracking_do_not_prevent_resuming(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from policies.tokenization import encode_completion, encode_prompt
 from rlhf.config import DpoConfig
 from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.metric_registry import require_documented
-from rlhf.runtime.metrics import JsonlSink
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.trainers.dpo import run
 from rlhf.trainers.dpo_inputs import DpoInputs
+from tests.interrupted_runs import column, require_bitwise_resume
 
 Row = dict[str, Any]
 
@@ -73,10 +73,6 @@ def configure(tmp_path: Path, tiny_llama_folder: Path) -> Any:
     return build
 
 
-def column(config: DpoConfig, key: str) -> list[float]:
-    return [row[key] for row in RunFiles(config.run_dir).read_metrics() if key in row]  # pyright: ignore[reportReturnType]
-
-
 def sequence_logprob(model: Any, tokenizer: Any, prompt: str, response: str) -> float:
     """By hand from the library's own logits: token t is predicted at t - 1; only the response counts."""
     start, end = encode_prompt(prompt, tokenizer), encode_completion(response, tokenizer)
@@ -95,11 +91,6 @@ def margins(model: Any, reference: Any, folder: Path, rows: list[Row]) -> np.nda
         return BETA * (now - before)
 
     return np.array([reward(row, "chosen") - reward(row, "rejected") for row in rows])
-
-
-def weights_of(config: DpoConfig) -> dict[str, torch.Tensor]:
-    (file,) = (Path(config.run_dir) / "model").glob("*model.safetensors")
-    return load_file(file)
 
 
 @pytest.mark.parametrize("tuning", [pytest.param(FULL, marks=pytest.mark.slow), LORA], ids=["full", "lora"])
@@ -175,23 +166,8 @@ def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
     configure: Any, monkeypatch: pytest.MonkeyPatch, tuning: Row
 ) -> None:
     straight, broken = configure("straight", tuning=tuning), configure("broken", tuning=tuning)
-    run(straight, resume=False)
-    log = JsonlSink.log
-
-    def log_or_interrupt(self: JsonlSink, step: int, metrics: Any) -> None:
-        if step == 4:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        log(self, step, metrics)
-
-    monkeypatch.setattr(JsonlSink, "log", log_or_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(broken, resume=False)
-    run(broken, resume=True)
-    for key in ("rm/loss", "rm/margin", "rm/eval_loss", "progress/lr", "progress/tokens"):
-        assert column(broken, key) == column(straight, key)
-    one, other = weights_of(straight), weights_of(broken)
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    keys = ("rm/loss", "rm/margin", "rm/eval_loss", "progress/lr", "progress/tokens")
+    require_bitwise_resume(run, straight, broken, keys, monkeypatch, at_step=4)
 
 
 @pytest.mark.slow

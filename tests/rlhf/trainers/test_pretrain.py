@@ -16,12 +16,12 @@ from policies.config import ModelConfig
 from policies.loading import load_backbone
 from rlhf.config import PretrainConfig
 from rlhf.optimization import NonFiniteLossError
-from rlhf.runtime.metrics import JsonlSink
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.text_stream import perplexity
 from rlhf.trainers.pretrain import run
 from tests import rank_tasks
+from tests.interrupted_runs import interrupt_once
 from tests.rank_processes import RankProcesses
 
 TEXTS = [f"the {animal} took a {thing} to the {place}." for animal in ("cat", "dog", "owl", "fox")
@@ -109,25 +109,12 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
         assert column(str(tmp_path / "single"), key) == pytest.approx(whole, rel=1e-4)
 
 
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes Ctrl-C arrive while the line of `step` is being written, once."""
-    log = JsonlSink.log
-
-    def log_or_interrupt(self: JsonlSink, at: int, metrics: Any) -> None:
-        if at == step:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        log(self, at, metrics)
-
-    monkeypatch.setattr(JsonlSink, "log", log_or_interrupt)
-
-
 def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(configure(tmp_path, "straight"), resume=False)
     config = configure(tmp_path, "broken")
-    interrupt_at(6, monkeypatch)
+    interrupt_once(monkeypatch, at_step=6)
     with pytest.raises(KeyboardInterrupt):
         run(config, resume=False)
     run(config, resume=True)
@@ -140,7 +127,7 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(tmp_path)
-    interrupt_at(2, monkeypatch)
+    interrupt_once(monkeypatch, at_step=2)
     with pytest.raises(KeyboardInterrupt):
         run(config, resume=False)
     run(config, resume=True)
@@ -194,7 +181,7 @@ def test_a_resumed_run_takes_the_tokenizer_of_its_start(tmp_path: Path, monkeypa
     model = {"architecture": {"hidden_size": 32, "layers": 1, "heads": 2, "context_tokens": 32}, "vocabulary_size": 280,
              "tokenizer": "unigram"}  # fmt: skip
     config = configure(tmp_path, model=model)
-    interrupt_at(6, monkeypatch)
+    interrupt_once(monkeypatch, at_step=6)
     with pytest.raises(KeyboardInterrupt):
         run(config, resume=False)
     before = AutoTokenizer.from_pretrained(Path(config.run_dir) / "tokenizer").get_vocab()

@@ -21,7 +21,8 @@ from rlhf.text_stream import encode_documents
 from rlhf.trainers import pretrain
 from rlhf.trainers.pretrain import Pretrainer, run, sequences_due
 from rlhf.trainers.pretrain_inputs import read_inputs
-from tests.rlhf.trainers.test_pretrain import TEXTS, column, configure, interrupt_at, same_weights, write_rows
+from tests.interrupted_runs import interrupt_once
+from tests.rlhf.trainers.test_pretrain import TEXTS, column, configure, same_weights, write_rows
 
 STEPS = 30
 SPIKES = {"window_steps": 8, "z_threshold": 8.0}
@@ -101,7 +102,7 @@ def test_a_run_that_is_killed_before_the_spike_comes_to_the_same_rollback(
 ) -> None:
     straight, broken = poisoned(tmp_path, "straight"), poisoned(tmp_path, "broken")
     run(straight, resume=False)
-    interrupt_at(7, monkeypatch)
+    interrupt_once(monkeypatch, at_step=7)
     with pytest.raises(KeyboardInterrupt):
         run(broken, resume=False)
     run(broken, resume=True)
@@ -200,7 +201,7 @@ def test_a_ramped_run_resumes_to_the_bits_of_a_straight_one(tmp_path: Path, monk
     changes: dict[str, Any] = {"sequences_ramp": {"first": 1, "tokens": 200}, "packing": "packed"}
     run(configure(tmp_path, "straight", **changes), resume=False)
     config = configure(tmp_path, "broken", **changes)
-    interrupt_at(6, monkeypatch)
+    interrupt_once(monkeypatch, at_step=6)
     with pytest.raises(KeyboardInterrupt):
         run(config, resume=False)
     run(config, resume=True)

@@ -19,13 +19,13 @@ from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
 from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.distributed import Ranks
-from rlhf.runtime.metrics import JsonlSink
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.trainers import sft
 from rlhf.trainers.sft import example_order, run
 from rlhf.trainers.trl_sft import share_of_steps, train_with_trl
 from tests import rank_tasks
+from tests.interrupted_runs import column, require_bitwise_resume
 from tests.rank_processes import RankProcesses
 
 ROWS = [
@@ -64,10 +64,6 @@ def configure(tmp_path: Path, tiny_llama_folder: Path) -> Any:
         return SftConfig.model_validate(settings | changes)
 
     return build
-
-
-def column(config: SftConfig, key: str) -> list[float]:
-    return [row[key] for row in RunFiles(config.run_dir).read_metrics() if key in row]  # pyright: ignore[reportReturnType]
 
 
 def mean_completion_nll(folder: Path, examples: list[Example], adapter: Path | None = None) -> float:
@@ -155,24 +151,8 @@ def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
     configure: Any, monkeypatch: pytest.MonkeyPatch, tuning: dict[str, Any]
 ) -> None:
     straight, broken = configure("straight", tuning=tuning), configure("broken", tuning=tuning)
-    run(straight, resume=False)
-    log = JsonlSink.log
-
-    def log_or_interrupt(self: JsonlSink, step: int, metrics: Any) -> None:
-        if step == 4:
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-        log(self, step, metrics)
-
-    monkeypatch.setattr(JsonlSink, "log", log_or_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(broken, resume=False)
-    run(broken, resume=True)
-    for key in ("loss/train", "eval/loss", "progress/lr", "progress/tokens"):
-        assert column(broken, key) == column(straight, key)
-    file = "model.safetensors" if tuning["kind"] == "full" else "adapter_model.safetensors"
-    one, other = (load_file(Path(config.run_dir) / "model" / file) for config in (straight, broken))
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    keys = ("loss/train", "eval/loss", "progress/lr", "progress/tokens")
+    require_bitwise_resume(run, straight, broken, keys, monkeypatch, at_step=4)
 
 
 def test_lora_leaves_the_base_alone_and_an_adapter_that_peft_loads(configure: Any, tiny_llama_folder: Path) -> None:

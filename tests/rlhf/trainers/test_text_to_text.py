@@ -24,7 +24,8 @@ from rlhf.trainers.text_to_text import run
 from rlhf.trainers.text_to_text_inputs import input_ids, read_inputs
 from rollout.config import SamplingConfig
 from rollout.types import Prompt
-from tests.rlhf.trainers.test_pretrain import TEXTS, column, interrupt_at, same_weights
+from tests.interrupted_runs import interrupt_once
+from tests.rlhf.trainers.test_pretrain import TEXTS, column, same_weights
 
 CPU = torch.device("cpu")
 QUESTIONS = [{"prompt": f"what did the {animal} take?", "completion": f" {thing}"}
@@ -191,7 +192,7 @@ def test_an_interrupted_run_resumes_to_the_bits_of_a_straight_one(
 ) -> None:
     run(configure(tmp_path, "straight"), resume=False)
     config = configure(tmp_path, "broken")
-    interrupt_at(6, monkeypatch)
+    interrupt_once(monkeypatch, at_step=6)
     with pytest.raises(KeyboardInterrupt):
         run(config, resume=False)
     run(config, resume=True)
