@@ -40,7 +40,7 @@ bench-kwise: $(INSTALLED)  ## measure K-wise training against the same rankings 
 bench-ppo: $(INSTALLED)  ## measure PPO steps against TRL 1.12.0 (some 20 minutes; ARGS="--cases lora --repeats 1")
 	$(BIN)/python -m tests.benchmarks.bench_ppo $(ARGS)
 
-reference: $(INSTALLED)  ## repeat the runs whose curves the README shows (half an hour; goes on where it stopped)
+reference: $(INSTALLED)  ## repeat the runs whose curves the README shows (18 minutes on two idle cores; goes on where it stopped)
 	$(BIN)/python -m tests.benchmarks.reference $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
