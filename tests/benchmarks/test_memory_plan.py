@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rlhf.config import PpoConfig
-from rlhf.memory_plan import ActorMemory
-from rlhf.plan import plan_memory
-from rlhf.training_memory import training_memory
+from rlhf.planning.command import plan_memory
+from rlhf.planning.memory_plan import ActorMemory
+from rlhf.planning.training_memory import training_memory
 from tests.benchmarks.peak_memory import STAGES, WHOLE
 from tests.benchmarks.ppo_workload import CASES, Shape, write_workload
 from tests.benchmarks.stage_workload import write_stage

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rlhf import cli, plan
-from rlhf.memory_plan import MIB
-from rlhf.plan import describe, describe_placement, memory_table, plan_memory
+from rlhf import cli
+from rlhf.planning import command as plan
+from rlhf.planning.command import describe, describe_placement, memory_table, plan_memory
+from rlhf.planning.memory_plan import MIB
 from rlhf.runtime.placement import Resources
 from tests.tiny_ppo import ppo_config, ppo_settings
 

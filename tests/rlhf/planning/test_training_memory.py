@@ -9,8 +9,8 @@ from policies.config import ArchitectureConfig
 from policies.loading import random_backbone
 from policies.model_shape import model_shape
 from rlhf.config import PretrainConfig, RewardConfig, SftConfig
-from rlhf.plan import describe_training
-from rlhf.training_memory import training_memory
+from rlhf.planning.command import describe_training
+from rlhf.planning.training_memory import training_memory
 from tests.tiny_models import build_tokenizer
 
 MIB = 2**20

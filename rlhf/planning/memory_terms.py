@@ -1,4 +1,4 @@
-"""What each part of a run needs, by arithmetic: the formulas of `rlhf.memory_plan` and `rlhf.training_memory`.
+"""What each part of a run needs, by arithmetic: the formulas of `memory_plan` and `training_memory`.
 
 Owns one function a term; it knows no configuration. Results are bytes unless the name says elements. Symbols: r rank of
 an adapter, D hidden size, I width of the MLP, V vocabulary.

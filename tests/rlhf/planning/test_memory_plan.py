@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from policies.model_shape import ModelShape, shape_of
-from rlhf import memory_plan, memory_terms
 from rlhf.config import PpoConfig
-from rlhf.memory_plan import Models, StepSizes, actor_memory
+from rlhf.planning import memory_plan, memory_terms
+from rlhf.planning.memory_plan import Models, StepSizes, actor_memory
 from rlhf.runtime.placement import ALL_ROLES
 from tests.policies.test_model_shape import LLAMA, tensors
 from tests.tiny_ppo import ppo_config, ppo_settings

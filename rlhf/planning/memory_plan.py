@@ -1,8 +1,8 @@
 """How much memory a PPO run will need, by arithmetic: nothing is loaded and nothing is started.
 
-Owns which terms a process has, by its roles, and in which phase of a step. The formula of each is `rlhf.memory_terms`;
+Owns which terms a process has, by its roles, and in which phase of a step. The formula of each is `memory_terms`;
 what a model's sizes are is read by `policies.model_shape`; who lives where is decided by `rlhf.runtime.placement`; how
-the numbers are shown is `rlhf.plan`.
+the numbers are shown is `command`.
 
 Every prompt and response is taken at its longest, so data that is shorter needs less.
 """
@@ -16,9 +16,9 @@ from policies.config import FullTuning, LoraTuning, ModelConfig, Quantization, v
 from policies.model_shape import ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
 from reward.config import EnsembleSource, LearnedModelConfig, ModelSource
-from rlhf.adapter_sizes import adapter_elements, frozen_elements, merged_elements
 from rlhf.config import PpoConfig
-from rlhf.memory_terms import (
+from rlhf.planning.adapter_sizes import adapter_elements, frozen_elements, merged_elements
+from rlhf.planning.memory_terms import (
     FLOAT32,
     LOGITS_PER_CHUNK,
     activation_bytes,

@@ -1,7 +1,7 @@
 """How much memory pretraining, fine-tuning, DPO and reward training will need, by arithmetic: nothing is loaded.
 
-Owns the terms of a stage that has one model and one optimizer. Formulas that PPO has, too, are `rlhf.memory_terms`; how
-the numbers are shown is `rlhf.plan`. Every row is taken at its longest, so data that is shorter needs less.
+Owns the terms of a stage that has one model and one optimizer. Formulas that PPO has, too, are `memory_terms`; how the
+numbers are shown is `command`. Every row is taken at its longest, so data that is shorter needs less.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ import torch
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning
 from policies.model_shape import LinearShape, ModelShape, adapter_parameters, model_shape
 from policies.sources import resolve_source
-from rlhf.adapter_sizes import adapter_elements, frozen_elements
 from rlhf.compute_precision import ComputeDtype, resolve_compute_dtype
 from rlhf.config import DpoConfig, PretrainConfig, RewardConfig, SftConfig
-from rlhf.memory_plan import LIBRARIES, LONGEST_PLAIN_ATTENTION, ActorMemory, Device
-from rlhf.memory_terms import (
+from rlhf.planning.adapter_sizes import adapter_elements, frozen_elements
+from rlhf.planning.memory_plan import LIBRARIES, LONGEST_PLAIN_ATTENTION, ActorMemory, Device
+from rlhf.planning.memory_terms import (
     FLOAT32,
     activation_bytes,
     backward_bytes,

@@ -1,7 +1,7 @@
 """`rlhf plan` and what `--dry-run` says of a training run: who would live where, in how much memory.
 
 Starts nothing and loads nothing. Owns the wording and the table. Memory is added up in
-`rlhf.memory_plan` and `rlhf.training_memory`.
+`memory_plan` and `training_memory`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.config import DpoConfig, PpoConfig
-from rlhf.memory_plan import LIBRARIES, MIB, ActorMemory, Device, Terms, actor_memory, models_of, state_bytes
+from rlhf.planning.memory_plan import LIBRARIES, MIB, ActorMemory, Device, Terms, actor_memory, models_of, state_bytes
+from rlhf.planning.training_memory import TrainingConfig, training_memory
 from rlhf.runtime.config import InProcessPlacement
 from rlhf.runtime.placement import ALL_ROLES, local_resources, refuse_impossible, seats_of
-from rlhf.training_memory import TrainingConfig, training_memory
 
 _ASSUMPTION = "with every prompt and response at its longest"
 _EVERY_ROW = "with every row at its longest"

@@ -7,7 +7,7 @@ import pytest
 from policies.config import FullTuning, LoraTuning, ModelConfig
 from policies.loading import load_backbone
 from policies.model_shape import adapter_parameters, model_shape
-from rlhf.adapter_sizes import adapter_elements, frozen_elements, merged_elements
+from rlhf.planning.adapter_sizes import adapter_elements, frozen_elements, merged_elements
 from tests.tunings import TUNINGS
 
 
