@@ -62,8 +62,16 @@ def require_model(path: str, *, field: str) -> None:
             )
     elif folder.exists():
         raise ValueError(f"{field}={path!r} is a file; name the folder that holds the model")
-    elif not _HUB_NAME.fullmatch(path):
+    elif not _HUB_NAME.fullmatch(path) or _holds_runs(folder.parent):
         raise ValueError(f"{field}={path!r}: no such folder; check the path, or run the stage that writes it first")
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether models lie further below a folder than `owner/name` would have them: `runs/x` is then no hub name.
+
+    Without this, a mistyped path costs a machine without network a minute of tries.
+    """
+    return folder != Path() and any(any(folder.glob(f"{depth}*config.json")) for depth in ("*/*/", "*/*/*/"))
 
 
 def unreachable(path: str, error: Exception) -> ValueError:

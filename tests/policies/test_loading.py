@@ -24,6 +24,7 @@ from policies.loading import (
     resolve_device,
 )
 from policies.sequences import SequenceBatch
+from policies.sources import require_model
 from policies.tokenization import train_tokenizer
 from tests.fixtures_models import ARCHITECTURES
 from tests.tiny_models import randomize, spread
@@ -267,6 +268,20 @@ def test_an_adapter_whose_base_is_gone_is_refused(tiny_model: Callable[[str], Pr
 
     with pytest.raises(ValueError, match=r"base_model_name_or_path \(in .*gone': no such folder"):
         load_backbone(config(tmp_path / "sft"))
+
+
+def test_a_mistyped_run_is_no_hub_name_where_runs_hold_models_and_a_mirror_of_the_hub_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for model in ("runs/sft/model", "Qwen/one"):
+        Path(model).mkdir(parents=True)
+        Path(model, "config.json").write_text("{}")
+
+    with pytest.raises(ValueError, match=r"model.path='runs/stf': no such folder; check the path"):
+        require_model("runs/stf", field="model.path")
+    require_model("Qwen/another", field="model.path")
+    require_model("gpt2", field="model.path")
 
 
 def test_a_path_without_a_model_is_refused_in_one_line(tmp_path: Path):
