@@ -104,11 +104,13 @@ def mix(
     rates = mixing_rates({task.task: len(task.rows) for task in tasks}, cap=config.cap, temperature=config.temperature)
     total = config.examples or sum(min(len(task.rows), config.cap) for task in tasks)
     shares = whole_shares(rates, total)
-    rows: list[dict[str, str]] = []
     skipped: list[str] = []
-    for task in tasks:
-        rows += _told(task, shares[task.task], templates_of(task.task, templates), seed, on_bad_row, skipped)
-    return Demonstrations(rows, shares, rates, skipped)
+    told = {
+        task.task: _told(task, shares[task.task], templates_of(task.task, templates), seed, on_bad_row, skipped)
+        for task in tasks
+    }
+    rows = [row for of_task in told.values() for row in of_task]
+    return Demonstrations(rows, {name: len(of_task) for name, of_task in told.items()}, rates, skipped)
 
 
 def told_once(

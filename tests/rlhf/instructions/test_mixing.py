@@ -143,6 +143,8 @@ def test_an_unknown_column_is_named_or_its_row_skipped() -> None:
         told_once(tasks, reasons, seed=0, on_bad_row="error")
     told, skipped = told_once(tasks, reasons, seed=0, on_bad_row="skip")
     assert (told, len(skipped)) == ([], 2)
+    mixed = mix(tasks, reasons, MixtureConfig(templates="templates.jsonl"), seed=0, on_bad_row="skip")
+    assert (mixed.rows, set(mixed.examples.values())) == ([], {0})
 
 
 def test_choices_come_from_a_list_or_from_the_prompt() -> None:
