@@ -45,7 +45,6 @@ def run(config: ClassifyConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    started = time.perf_counter()
     if not resume:
         refuse_existing_run(config.run_dir)
     data = read_labelled(config.data, config.labels, seed=config.seed)
@@ -61,9 +60,8 @@ def run(config: ClassifyConfig, *, resume: bool) -> None:
         write_objects(folder / PREDICTIONS_FILE, _prediction_rows(predictions, data.held_out, config.labels))
         if training.total_steps:
             model.save(folder, {"stage": "classify", "started_from": config.model.path})
-        facts = {"whole_seconds": time.perf_counter() - started, "skipped_rows": len(data.skipped)}
         summary = _summary(run, training, backbone, predictions, data)
-        run.metrics.close({**summary, **model.describe(), **facts})
+        run.metrics.close({**summary, **model.describe(), "skipped_rows": len(data.skipped)})
         write_report(folder, classification_page(folder))
     print_closing(folder, [_finding(summary)])
 

@@ -1,7 +1,6 @@
 """`rlhf distill`: a smaller model learns from a larger one, after cuts or from a model of its own."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ def run(config: DistillConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    started = time.perf_counter()
     if not resume:
         refuse_existing_run(config.run_dir)
     lesson = build_lesson(config)
@@ -43,7 +41,6 @@ def run(config: DistillConfig, *, resume: bool) -> None:
                 **distillation.summary(),
                 "train_loss": rows[-1]["loss/train"],
                 "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
-                "whole_seconds": time.perf_counter() - started,
             }
         )
         write_report(path, generic_training_page(path, f"Distillation of {path.name}"))
