@@ -24,13 +24,17 @@ from policies.loading import Backbone
 from rollout.config import CompiledEngineConfig, SamplingConfig
 from rollout.continuous import ContinuousDecoder
 from rollout.decode_attention import decode_attention
+from rollout.decode_step import DecodeStep, plain_step
 from rollout.lanes import deal, lane_count, run_lanes
 from rollout.packed_linear import packed_linears
 from rollout.prefill import prefilled
 from rollout.responses import OpenResponse, ResponseFactory
 from rollout.sampled_policy import SampledPolicy
+from rollout.traced_step import TracedStep, traced_step
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 
+_STEPS_BEFORE_TRACE = 64
+"""A trace takes as long as some tens of steps, and saves a fifth of each that follows."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -65,6 +69,8 @@ class CompiledGenerator:
         self._backbone, self._engine = backbone, engine
         self._temperature = sampling.temperature
         self._responses = ResponseFactory(sampling, backbone)
+        self._traced: TracedStep | None = None
+        self._steps = 0
         self._policy = SampledPolicy(
             backbone,
             adapter,
@@ -90,16 +96,35 @@ class CompiledGenerator:
         responses = self._responses.open(prompts, response_indices, seed=seed, step=step)
         model = self._backbone.model
         # Packed behind `decoding`, because the copies are to be of the merged weights.
-        with self._policy.decoding(), packed_linears(model), decode_attention(model):
+        with self._policy.decoding(), packed_linears(model) as packed, decode_attention(model):
             lanes = lane_count(model, min(self._engine.slots, len(responses)))
-            run_lanes(partial(self._decode, slots=-(-self._engine.slots // lanes)), deal(responses, lanes))
+            decode = partial(self._decode, slots=-(-self._engine.slots // lanes), step=self._step(packed))
+            run_lanes(decode, deal(responses, lanes))
+        self._steps += max((len(response.token_ids) for response in responses), default=0)
         return [response.completion(self.version) for response in responses]
 
     @torch.inference_mode()
-    def _decode(self, responses: Sequence[OpenResponse], *, slots: int) -> None:
+    def _decode(self, responses: Sequence[OpenResponse], *, slots: int, step: DecodeStep) -> None:
         """Samples the responses of one lane."""
-        decoder = ContinuousDecoder(self._backbone, temperature=self._temperature, slots=min(slots, len(responses)))
+        decoder = ContinuousDecoder(
+            self._backbone, temperature=self._temperature, slots=min(slots, len(responses)), step=step
+        )
         decoder.run(prefilled(self._backbone, responses, token_budget=self._engine.prefill_tokens))
+
+    def trace_next(self) -> None:
+        """Traces the step in the next rollout, however little this engine has decoded."""
+        self._steps = _STEPS_BEFORE_TRACE
+
+    @torch.inference_mode()
+    def _step(self, packed: list[Tensor]) -> DecodeStep:
+        """The decode step with the weights as they are now: traced once it is known to be needed often."""
+        if self._traced is None and self._steps >= _STEPS_BEFORE_TRACE:
+            self._traced = traced_step(self._backbone, packed)
+            self._steps = 0
+        step = None if self._traced is None else self._traced.with_weights(packed)
+        if step is None:
+            self._traced = None
+        return step or plain_step(self._backbone)
 
     def load_weights(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
         """Overwrites the policy's weights: the adapter's, or all of the model's where there is no adapter.

@@ -8,8 +8,10 @@ Not worth it: naming the number of rows to the operator (it chooses the same lay
 read the same input, which by itself is a tenth faster for few rows, but no measurable part of a step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +23,26 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
-def packed_linears(model: nn.Module) -> Iterator[None]:
+def packed_linears(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, large linear layers of `model` compute from packed copies of their weights; outside, as ever.
 
     The copies are made here, so they are of the weights as they are now, and cost their memory once more. Layers off
-    the CPU, and weights in other precisions than float32 and bfloat16, are left alone.
+    the CPU, and weights in other precisions than float32 and bfloat16, are left alone. Yields the copies; layers take
+    them from this list in every call, so that a trace can put its own there.
 
     Args:
         model: Its `nn.Linear` layers, and the `Conv1D` of GPT-2, take part.
     """
-    packed: list[nn.Module] = []
+    layers = [layer for layer in model.modules() if _is_worthwhile(layer)] if _is_supported() else []
+    weights: list[Tensor] = []
     try:
-        if _is_supported():
-            for layer in model.modules():
-                if _is_worthwhile(layer):
-                    layer.forward = _packed_forward(layer)
-                    packed.append(layer)
-        yield
+        for index, layer in enumerate(layers):
+            weights.append(_packed(layer))
+            layer.forward = _packed_forward(layer, weights, index)
+        yield weights
     finally:
-        for layer in packed:
-            del layer.forward
+        for layer in layers[: len(weights)]:
+            vars(layer).pop("forward", None)
 
 
 def _is_supported() -> bool:
@@ -63,10 +65,29 @@ def _is_worthwhile(layer: nn.Module) -> bool:
     return weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.numel() >= _WORTHWHILE_ELEMENTS
 
 
-def _packed_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    weight, bias = layer.weight, layer.bias
+def _packed(layer: nn.Module) -> Tensor:
+    weight = layer.weight
     assert isinstance(weight, Tensor)
     out_by_in = weight.detach().t() if isinstance(layer, Conv1D) else weight.detach()
-    packed = torch.ops.mkldnn._reorder_linear_weight(out_by_in)
+    return torch.ops.mkldnn._reorder_linear_weight(out_by_in)
+
+
+def _packed_forward(layer: nn.Module, weights: Sequence[Tensor], index: int) -> Callable[[Tensor], Tensor]:
     linear = torch.ops.mkldnn._linear_pointwise.default
-    return lambda inputs: linear(inputs, packed, bias, "none", [], "")
+
+    def forward(inputs: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            return _traceable().packed_linear(inputs, weights[index], layer.bias)
+        return linear(inputs, weights[index], layer.bias, "none", [], "")
+
+    return forward
+
+
+@cache
+def _traceable() -> Any:
+    """The same operator as a function of TorchScript, whose tracer cannot write down an empty list of scalars."""
+    return torch.jit.CompilationUnit("""
+def packed_linear(inputs: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    scalars: List[Optional[number]] = []
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", scalars, "")
+""")

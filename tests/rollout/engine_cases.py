@@ -52,7 +52,21 @@ def compiled(
     return CompiledGenerator(backbone, adapter, sampling, config)
 
 
-ENGINES: dict[str, EngineCase] = {"hf": hf, "compiled": compiled}
+def traced(
+    backbone: Backbone,
+    sampling: SamplingConfig = SAMPLING,
+    *,
+    adapter: str | None = None,
+    side_by_side: int = 64,
+    merge: bool = True,
+) -> CompiledGenerator:
+    """The engine in slots as it is after its first long rollout."""
+    generator = compiled(backbone, sampling, adapter=adapter, side_by_side=side_by_side, merge=merge)
+    generator.trace_next()
+    return generator
+
+
+ENGINES: dict[str, EngineCase] = {"hf": hf, "compiled": compiled, "traced": traced}
 
 
 @torch.no_grad()
