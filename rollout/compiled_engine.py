@@ -2,11 +2,12 @@
 
 Owns the assembly: each thread (`lanes`) reads its prompts once and in buckets (`prefill`) and decodes its responses in
 slots (`continuous`) over one cache (`slot_cache`), with linear layers and attention in the forms that are fastest for
-few tokens a row (`packed_linear`, `decode_attention`). It holds no weights.
+few tokens a row (`packed_linear`, `decode_attention`) and, after the first rollout, without Python between the
+operations of a step (`traced_step`). It holds no weights.
 
 The name is the configuration's. `torch.compile` is not used: on two cores it takes 20 to 60 s, and then fuses
 elementwise operations that are a tenth of a step, while the matrix products it would pack are packed here in
-milliseconds. Prompts keep torch's fused attention: batched products are a third faster up to 128 tokens, which is 1 %
+milliseconds, and the Python it would leave out is left out by a trace of a second. Prompts keep torch's fused attention: batched products are a third faster up to 128 tokens, which is 1 %
 of a rollout, but round their scores to the model's precision. There is no path of its own for CUDA: there the loop runs
 with the model's attention and without graphs.
 """
@@ -33,7 +34,7 @@ from rollout.sampled_policy import SampledPolicy
 from rollout.traced_step import TracedStep, traced_step
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 
-_STEPS_BEFORE_TRACE = 64
+STEPS_BEFORE_TRACE = 64
 """A trace takes as long as some tens of steps, and saves a fifth of each that follows."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -111,20 +112,15 @@ class CompiledGenerator:
         )
         decoder.run(prefilled(self._backbone, responses, token_budget=self._engine.prefill_tokens))
 
-    def trace_next(self) -> None:
-        """Traces the step in the next rollout, however little this engine has decoded."""
-        self._steps = _STEPS_BEFORE_TRACE
-
     @torch.inference_mode()
     def _step(self, packed: list[Tensor]) -> DecodeStep:
         """The decode step with the weights as they are now: traced once it is known to be needed often."""
-        if self._traced is None and self._steps >= _STEPS_BEFORE_TRACE:
-            self._traced = traced_step(self._backbone, packed)
-            self._steps = 0
-        step = None if self._traced is None else self._traced.with_weights(packed)
-        if step is None:
+        if self._traced is None and self._steps >= STEPS_BEFORE_TRACE:
+            # Where there is none, it is tried again after as many steps: adapters may have changed.
+            self._traced, self._steps = traced_step(self._backbone, packed), 0
+        if self._traced is not None and not self._traced.still_fits():
             self._traced = None
-        return step or plain_step(self._backbone)
+        return plain_step(self._backbone) if self._traced is None else self._traced.with_weights(packed)
 
     def load_weights(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
         """Overwrites the policy's weights: the adapter's, or all of the model's where there is no adapter.

@@ -146,9 +146,7 @@ def _view(buffer: Tensor, piece: Piece) -> Tensor:
     return buffer[piece.offset : stop].view(piece.dtype).view(piece.shape)
 
 
-def _checksum(
-    header: UpdateHeader, pieces: tuple[Piece, ...], settings: Mapping[str, float], buffer: Tensor
-) -> str:
+def _checksum(header: UpdateHeader, pieces: tuple[Piece, ...], settings: Mapping[str, float], buffer: Tensor) -> str:
     numbers = (header.version, header.bucket, header.buckets, header.size_bytes, sorted(settings.items()))
     described = repr((numbers, pieces, bit_sum(buffer)))
     return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()

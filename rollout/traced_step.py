@@ -6,8 +6,8 @@ at a time can run it; a trace runs outside of Python's lock.
 
 Weights, packed or not, and the cache are inputs, so a trace holds for every version of the policy and for any number of
 rows and columns. A model whose code asks for more than that (how many rows there are, which expert is chosen) would be
-traced wrongly, so a trace is used only if it gives the model's own logits, bit for bit, on rows and columns it has not
-seen; else the plain step stays.
+traced wrongly, so a trace is used only if it gives the model's own logits on rows and columns it has not seen; else the
+plain step stays. Bit for bit, because a run that is resumed decodes its first rollout without a trace.
 
 `torch.jit.trace` is deprecated, without a successor that neither compiles for minutes nor keeps Python between the
 operations. Without it, this file returns no step, and nothing else changes.
@@ -32,9 +32,11 @@ from rollout.slot_cache import SlotCache
 
 logger = logging.getLogger(__name__)
 
-_PROBES = ((3, 5), (2, 4, 9, 3))
-"""Prompt lengths of the two batches of which the first is traced and the second compared."""
-_PROBE_STEPS = 2
+_TRACED = (3, 5)
+_COMPARED = (2, 4, 9, 3)
+"""Prompt lengths of the rows that are traced, and of those on which trace and model are compared."""
+_COMPARED_STEPS = 3
+"""TorchScript optimises a function after its first calls, so later ones are compared, too."""
 
 
 class TracedStep:
@@ -56,22 +58,23 @@ class TracedStep:
         if len(windows) != len(self._windows):
             raise TraceError("its sliding windows differ")
         self._names = list(_tensors(backbone.model))
-        self._function: Callable[..., Tensor] | None = None
-        self._trace(packed)
+        self._function = self._trace(packed)
+        self._require_same_logits(packed)
 
-    def with_weights(self, packed: Sequence[Tensor]) -> DecodeStep | None:
-        """The step with the weights that the model holds now; None if it was traced with other ones or other adapters.
+    def still_fits(self) -> bool:
+        """Whether the model has the parameters and the adapter that it had when it was traced."""
+        same_names = list(_tensors(self._backbone.model)) == self._names
+        return same_names and self._backbone.adapters.active == self._adapter
+
+    def with_weights(self, packed: Sequence[Tensor]) -> DecodeStep:
+        """The step with the weights that the model holds now.
 
         Args:
             packed: Its packed weights.
         """
-        held = _tensors(self._backbone.model)
-        if list(held) != self._names or self._backbone.adapters.active != self._adapter:
-            return None
-        weights = [*held.values(), *packed]
+        weights = [*_tensors(self._backbone.model).values(), *packed]
 
         def step(tokens: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
-            assert self._function is not None, "there is no step before the trace"
             return self._function(*self._inputs(tokens, positions, mask, cache), *weights)
 
         return step
@@ -92,19 +95,21 @@ class TracedStep:
             masks.append(added[:, None, None])
         return masks
 
-    def _trace(self, packed: list[Tensor]) -> None:
-        first, second = (_Decoding(self._backbone, lengths) for lengths in _PROBES)
-        inputs = [*self._inputs(*first.next()), *_tensors(self._backbone.model).values(), *packed]
+    def _trace(self, packed: list[Tensor]) -> Callable[..., Tensor]:
+        inputs = self._inputs(*_Decoding(self._backbone, _TRACED).next())
+        weights = [*_tensors(self._backbone.model).values(), *packed]
         with warnings.catch_warnings():
             # It is deprecated, and warns of every question about a shape; whether that matters is found out below.
             warnings.simplefilter("ignore")
-            self._function = torch.jit.trace(self._written_down(packed), tuple(inputs), check_trace=False)
-        step = self.with_weights(list(packed))
-        assert step is not None, "nothing has changed since the trace"
-        for _ in range(_PROBE_STEPS):
-            arguments = second.next()
+            return torch.jit.trace(self._written_down(packed), (*inputs, *weights), check_trace=False)
+
+    def _require_same_logits(self, packed: list[Tensor]) -> None:
+        traced, plain = self.with_weights(list(packed)), plain_step(self._backbone)
+        decoding = _Decoding(self._backbone, _COMPARED)
+        for _ in range(_COMPARED_STEPS):
+            arguments = decoding.next()
             # Both write the same keys and values.
-            if not torch.equal(step(*arguments), plain_step(self._backbone)(*arguments)):
+            if not torch.equal(traced(*arguments), plain(*arguments)):
                 raise TraceError("the trace and the model differ")
 
     def _written_down(self, packed: list[Tensor]) -> Callable[..., Tensor]:

@@ -57,9 +57,7 @@ class WeightReceiver:
 
     def receive_flat(self, manifest: Manifest, buffer: Tensor) -> Ack:
         """As `receive`, of a bucket that came as a buffer, which now belongs to this receiver."""
-        return self._take(
-            manifest.header, manifest.settings, manifest.first_rows, lambda: tensors_in(buffer, manifest)
-        )
+        return self._take(manifest.header, manifest.settings, manifest.first_rows, lambda: tensors_in(buffer, manifest))
 
     def _take(
         self,
