@@ -7,9 +7,10 @@ operations of a step (`traced_step`). It holds no weights.
 
 The name is the configuration's. `torch.compile` is not used: on two cores it takes 20 to 60 s, and then fuses
 elementwise operations that are a tenth of a step, while the matrix products it would pack are packed here in
-milliseconds, and the Python it would leave out is left out by a trace of a second. Prompts keep torch's fused attention: batched products are a third faster up to 128 tokens, which is 1 %
-of a rollout, but round their scores to the model's precision. There is no path of its own for CUDA: there the loop runs
-with the model's attention and without graphs.
+milliseconds, and the Python it would leave out is left out by a trace of a second. Prompts keep torch's fused
+attention: batched products are a third faster up to 128 tokens, which is 1 % of a rollout, but round their scores to
+the model's precision. There is no path of its own for CUDA: there the loop runs with the model's attention and without
+graphs.
 """
 
 import inspect

@@ -83,7 +83,7 @@ class WeightBroadcast:
             supervisor,
             joining,
             lambda index: ("join_broadcast", address, index + 1, count, self._timeout_seconds),
-            lambda post, answer: None,
+            _has_joined,
         )
         self._members = lives
 
@@ -138,3 +138,8 @@ class WeightBroadcast:
         if failures:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
             raise BroadcastError(f"broadcast of weights: {reasons}")
+
+
+def _has_joined(post: Post, answer: None) -> None:
+    """That a worker answers `join_broadcast` is all there is to know."""
+    del post, answer

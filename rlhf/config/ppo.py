@@ -245,7 +245,7 @@ class PpoConfig(StageConfig):
     def _weights_can_be_broadcast(self) -> "PpoConfig":
         if self.broadcasts_weights and (obstacle := self._obstacle_to_broadcasts) is not None:
             raise ValueError(
-                f"placement.weight_transport=collective: {obstacle}; set placement.weight_transport=auto or object_store"
+                f"placement.weight_transport=collective: {obstacle}; set weight_transport=auto or object_store"
             )
         return self
 
