@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # pyright: ignore[reportPrivateImportUsage] - documented under this name
 from transformers.pytorch_utils import Conv1D
 
 _WORTHWHILE_ELEMENTS = 2**17
@@ -76,7 +77,7 @@ def _packed_forward(layer: nn.Module, weights: Sequence[Tensor], index: int) -> 
     linear = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(inputs: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
+        if is_tracing():
             return _traceable().packed_linear(inputs, weights[index], layer.bias)
         return linear(inputs, weights[index], layer.bias, "none", [], "")
 

@@ -101,7 +101,8 @@ class TracedStep:
         with warnings.catch_warnings():
             # It is deprecated, and warns of every question about a shape; whether that matters is found out below.
             warnings.simplefilter("ignore")
-            return torch.jit.trace(self._written_down(packed), (*inputs, *weights), check_trace=False)
+            traced = torch.jit.trace(self._written_down(packed), (*inputs, *weights), check_trace=False)
+        return cast(Callable[..., Tensor], traced)
 
     def _require_same_logits(self, packed: list[Tensor]) -> None:
         traced, plain = self.with_weights(list(packed)), plain_step(self._backbone)
@@ -122,7 +123,7 @@ class TracedStep:
             column, rest = others[masks], others[masks + 1 :]
             weights, packed_weights = rest[states : states + len(self._names)], rest[states + len(self._names) :]
             with _weights_of(self._backbone.model, weights), _in_place_of(packed, packed_weights):
-                cache = Cache(layers=_layers(rest[:states], column))
+                cache = Cache(layers=[*_layers(rest[:states], column)])
                 # An architecture with one kind of layer takes the mask itself.
                 mask = added if len(added) > 1 else others[0]
                 return plain(tokens, positions, cast(Tensor, mask), cast(SlotCache, cache))
@@ -188,7 +189,8 @@ class _Decoding:
     """A few rows of made-up prompts, ready for a decode step."""
 
     def __init__(self, backbone: Backbone, lengths: Sequence[int]) -> None:
-        prompts = [(np.arange(length) * 7 + row + 1) % backbone.vocabulary_size for row, length in enumerate(lengths)]
+        vocabulary = backbone.vocabulary_size
+        prompts = [(np.arange(n, dtype=np.int32) * 7 + row + 1) % vocabulary for row, n in enumerate(lengths)]
         layers = backbone.model.config.get_text_config(decoder=True).num_hidden_layers
         self._cache = SlotCache(layers=layers, slots=len(lengths), device=backbone.device)
         for prompt in read_prompts(backbone, prompts):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,6 +42,8 @@ class BroadcastGroup:
         self._name = f"rank {rank} of {count} in the group that broadcasts weights"
         host, _, port = address.rpartition(":")
         timeout = timedelta(seconds=timeout_seconds)
+        # Their type stubs have no collectives.
+        self._group: Any
         with self._naming():
             store = TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
             if device.type == "cuda":

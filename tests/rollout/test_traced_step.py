@@ -1,7 +1,7 @@
 """When a step is traced, that it is the model's own bit for bit, and which models are left to their own code."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_the_architectures_that_are_tested_elsewhere_have_a_trace(
 def test_a_traced_rollout_is_the_plain_one_bit_for_bit(
     tiny_model: ModelOf, tiny_tokenizer: PreTrainedTokenizerBase, architecture: str, dtype: torch.dtype
 ) -> None:
-    backbone = Backbone(tiny_model(architecture).to(dtype), tiny_tokenizer)
+    backbone = Backbone(cast(Any, tiny_model(architecture)).to(dtype), tiny_tokenizer)
     add_policy(backbone, seed=1)
     generator = traced(backbone, adapter="policy", side_by_side=5)
     for one, other in zip(sample(generator), sample(compiled(backbone, adapter="policy", side_by_side=5)), strict=True):
@@ -95,7 +95,7 @@ def test_a_model_that_asks_for_what_a_trace_cannot_know_keeps_its_own_code(
     count: Callable[[Tensor], Any],
 ) -> None:
     backbone = Backbone(tiny_model("llama"), tiny_tokenizer)
-    layer: Any = backbone.model.base_model.layers[0]
+    layer = cast(Any, backbone.model.base_model).layers[0]
     own = layer.mlp.forward
     monkeypatch.setattr(layer.mlp, "forward", lambda states: own(states) * (1 + 0.1 * count(states)))
     assert trace_of(backbone) is None
