@@ -36,13 +36,14 @@ def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
 
 
 def packed_elements(shape: ModelShape, quantization: Quantization) -> int:
-    """Weights of the linear layers that are laid out anew for decoding on a CPU, the output layer among them.
+    """Weights that are held twice because layers are laid out anew for decoding on a CPU.
 
-    Quantized layers are left as they are.
+    A layer's own weight moves into its new layout, so only one of them is there twice at a time; an output layer that
+    shares its weight with the embedding has a copy. Quantized layers are left as they are.
     """
-    output = shape.vocabulary * shape.hidden
-    sizes = [*(linear.elements for linear in shape.linears if quantization == "none"), output]
-    return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
+    moving = max((linear.elements for linear in shape.linears if quantization == "none"), default=0)
+    tied = 0 if shape.output_parameters else shape.vocabulary * shape.hidden
+    return sum(size for size in (moving, tied) if size >= _PACKED_FROM_ELEMENTS)
 
 
 def cache_bytes(shape: ModelShape, tokens: int, bytes_per_number: int) -> int:

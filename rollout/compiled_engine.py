@@ -97,9 +97,9 @@ class CompiledGenerator:
         """
         responses = self._responses.open(prompts, response_indices, seed=seed, step=step)
         model = self._backbone.model
-        # Packed behind `decoding`, because the copies are to be of the merged weights.
+        lanes = lane_count(model, min(self._engine.slots, len(responses)))
+        # Packed behind `decoding`, because what is packed are to be the merged weights.
         with self._policy.decoding(), packed_linears(model) as packed, decode_attention(model):
-            lanes = lane_count(model, min(self._engine.slots, len(responses)))
             decode = partial(self._decode, slots=-(-self._engine.slots // lanes), step=self._step(packed))
             run_lanes(decode, deal(responses, lanes))
         self._steps += max((len(response.token_ids) for response in responses), default=0)

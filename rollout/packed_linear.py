@@ -8,6 +8,7 @@ Not worth it: naming the number of rows to the operator (it chooses the same lay
 read the same input, which by itself is a tenth faster for few rows, but no measurable part of a step.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -25,25 +26,36 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, large linear layers of `model` compute from packed copies of their weights; outside, as ever.
+    """Inside, large linear layers of `model` compute from packed weights; outside, as ever.
 
-    The copies are made here, so they are of the weights as they are now, and cost their memory once more. Layers off
-    the CPU, and weights in other precisions than float32 and bfloat16, are left alone. Yields the copies; layers take
-    them from this list in every call, so that a trace can put its own there.
+    What is packed are the weights as they are now. A weight that its layer alone holds lies in the packed form only, as
+    an empty parameter, and comes back bit for bit; one that is tied or a part of a larger tensor is copied. So nobody
+    may read or write weights inside. Layers off the CPU, and weights in other precisions than float32 and bfloat16, are
+    left alone. Yields the packed weights; layers take them from this list in every call, so that a trace can put its
+    own there.
 
     Args:
         model: Its `nn.Linear` layers, and the `Conv1D` of GPT-2, take part.
     """
     layers = [layer for layer in model.modules() if _is_worthwhile(layer)] if _is_supported() else []
+    holders = Counter(id(own) for layer in model.modules() for own in layer._parameters.values())
     weights: list[Tensor] = []
+    moved: set[nn.Module] = set()
     try:
         for index, layer in enumerate(layers):
             weights.append(_packed(layer))
             layer.forward = _packed_forward(layer, weights, index)
+            if holders[id(layer.weight)] == 1 and _is_whole(layer.weight):
+                moved.add(layer)
+                layer.weight.data = layer.weight.data.new_empty(0)
         yield weights
     finally:
-        for layer in layers[: len(weights)]:
+        # One by one, each packed weight freed when its own is back.
+        while weights:
+            layer, packed = layers[len(weights) - 1], weights.pop()
             vars(layer).pop("forward", None)
+            if layer in moved:
+                _restore(layer, packed)
 
 
 def _is_supported() -> bool:
@@ -71,6 +83,18 @@ def _packed(layer: nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     out_by_in = weight.detach().t() if isinstance(layer, Conv1D) else weight.detach()
     return torch.ops.mkldnn._reorder_linear_weight(out_by_in)
+
+
+def _is_whole(weight: object) -> bool:
+    """Whether a weight has memory of its own, in the one order that `_restore` writes."""
+    if type(weight) is not nn.Parameter:
+        return False
+    return weight.is_contiguous() and weight.untyped_storage().nbytes() == weight.nbytes
+
+
+def _restore(layer: nn.Module, packed: Tensor) -> None:
+    out_by_in = packed.to_dense()
+    layer.weight.data = out_by_in.t().contiguous() if isinstance(layer, Conv1D) else out_by_in
 
 
 def _packed_forward(layer: nn.Module, weights: Sequence[Tensor], index: int) -> Callable[[Tensor], Tensor]:
