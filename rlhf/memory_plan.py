@@ -259,7 +259,7 @@ def state_bytes(config: PpoConfig, models: Models) -> int:
 
 
 def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: Device) -> Terms:
-    """Decoding: what of the weights is there twice in the form that decodes fastest, keys, values, and logits of a step."""
+    """Decoding: weights that are there twice, in the form that decodes fastest, keys and values, a step's logits."""
     engine, base, b = config.rollout.engine, models.base, models.bytes_per_weight
     assert isinstance(engine, CompiledEngineConfig | HfEngineConfig), "vLLM's memory is not ours to plan"
     slots = engine.slots if isinstance(engine, CompiledEngineConfig) else engine.batch_size_responses

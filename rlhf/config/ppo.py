@@ -230,9 +230,7 @@ class PpoConfig(StageConfig):
         if isinstance(self.rollout.engine, VllmEngineConfig):
             return "rollout.engine.kind=vllm takes its weights otherwise"
         if self.rollout.max_policy_age:
-            return (
-                f"rollout.max_policy_age={self.rollout.max_policy_age} keeps weights that the learner has left behind"
-            )
+            return f"rollout.max_policy_age={self.rollout.max_policy_age} sends weights after the learner has moved on"
         assert isinstance(self.placement, SplitPlacement), "asked of split placement only"
         for name, role in (("learner", self.placement.learner), ("rollout", self.placement.rollout)):
             if role.gpus % 1:

@@ -159,11 +159,11 @@ class SplitPlacement(StrictModel):
     learner: LearnerResources = LearnerResources()
     """Actors that update policy and critic together, one rank each."""
     weight_transport: Literal["auto", "object_store", "collective"] = "auto"
-    """How new weights reach the rollout workers. `object_store`: a copy of each bucket in Ray's store, for every worker
-    to read. `collective`: a broadcast over learner and workers, gloo between CPUs and NCCL between whole GPUs (which
-    has not been tried); a worker that dies or hangs breaks it, and this update then goes through the object store.
-    `auto` is `collective` where all weights train and learner and rollout have whole GPUs, and workers do not run
-    ahead; else `object_store`, which is faster between CPUs."""
+    """How new weights reach the rollout workers. `object_store`: each bucket once in Ray's store, for all workers to
+    read. `collective`: a broadcast from the learner to all of them, gloo between CPUs, NCCL between whole GPUs (which
+    has not been tried); where it breaks, because a worker dies or hangs, that update takes the object store. `auto` is
+    `collective` where all weights train, learner and rollout have whole GPUs and workers do not run ahead; else
+    `object_store`, which is as fast between CPUs."""
     timeout_seconds: float = Field(default=1800.0, gt=0)
     """Longest wait for one call before the actor is declared hung."""
     address: str | None = None
