@@ -14,6 +14,7 @@ graphs.
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -72,7 +73,7 @@ class CompiledGenerator:
         self._temperature = sampling.temperature
         self._responses = ResponseFactory(sampling, backbone)
         self._traced: TracedStep | None = None
-        self._steps = 0
+        self._steps = 0.0
         self._policy = SampledPolicy(
             backbone,
             adapter,
@@ -117,8 +118,9 @@ class CompiledGenerator:
     def _step(self, packed: list[Tensor]) -> DecodeStep:
         """The decode step with the weights as they are now: traced once it is known to be needed often."""
         if self._traced is None and self._steps >= STEPS_BEFORE_TRACE:
-            # Where there is none, it is tried again after as many steps: adapters may have changed.
-            self._traced, self._steps = traced_step(self._backbone, packed), 0
+            self._traced = traced_step(self._backbone, packed)
+            # A model that has no trace now will have none later.
+            self._steps = 0 if self._traced is not None else -math.inf
         if self._traced is not None and not self._traced.still_fits():
             self._traced = None
         return plain_step(self._backbone) if self._traced is None else self._traced.with_weights(packed)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +38,17 @@ def packed_linears(model: nn.Module) -> Iterator[list[Tensor]]:
         model: Its `nn.Linear` layers, and the `Conv1D` of GPT-2, take part.
     """
     layers = [layer for layer in model.modules() if _is_worthwhile(layer)] if _is_supported() else []
-    holders = Counter(id(own) for layer in model.modules() for own in layer._parameters.values())
+    holders = Counter(id(own) for layer in model.modules() for own in layer.parameters(recurse=False))
     weights: list[Tensor] = []
     moved: set[nn.Module] = set()
     try:
         for index, layer in enumerate(layers):
             weights.append(_packed(layer))
             layer.forward = _packed_forward(layer, weights, index)
-            if holders[id(layer.weight)] == 1 and _is_whole(layer.weight):
+            weight = layer.weight
+            if holders[id(weight)] == 1 and _is_whole(weight):
                 moved.add(layer)
-                layer.weight.data = layer.weight.data.new_empty(0)
+                weight.data = weight.new_empty(0)
         yield weights
     finally:
         # One by one, each packed weight freed when its own is back.
@@ -85,7 +86,7 @@ def _packed(layer: nn.Module) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(out_by_in)
 
 
-def _is_whole(weight: object) -> bool:
+def _is_whole(weight: object) -> TypeGuard[nn.Parameter]:
     """Whether a weight has memory of its own, in the one order that `_restore` writes."""
     if type(weight) is not nn.Parameter:
         return False

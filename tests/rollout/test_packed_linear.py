@@ -41,9 +41,10 @@ def test_what_is_packed_are_the_weights_at_the_time() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_move_into_the_packed_form_and_back_bit_for_bit(dtype: torch.dtype) -> None:
-    model = nn.ModuleList([nn.Linear(601, 503), Conv1D(503, 601), nn.Embedding(500, 600), nn.Linear(600, 500)]).to(dtype)
-    linear, conv, embedding, output = model
+    linear, conv, embedding, output = nn.Linear(601, 503), Conv1D(503, 601), nn.Embedding(500, 600), nn.Linear(600, 500)
+    model = nn.ModuleList([linear, conv, embedding, output]).to(dtype)
     output.weight = embedding.weight
+    linear.weight.grad = torch.ones_like(linear.weight)
     parameters = list(model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
     with packed_linears(model):

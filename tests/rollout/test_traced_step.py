@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policies.loading import Backbone
+from rollout import compiled_engine, lanes
 from rollout.compiled_engine import STEPS_BEFORE_TRACE, CompiledGenerator
 from rollout.config import SamplingConfig
 from rollout.decode_attention import decode_attention
@@ -99,6 +100,33 @@ def test_a_model_that_asks_for_what_a_trace_cannot_know_keeps_its_own_code(
     own = layer.mlp.forward
     monkeypatch.setattr(layer.mlp, "forward", lambda states: own(states) * (1 + 0.1 * count(states)))
     assert trace_of(backbone) is None
+
+
+def test_a_model_without_a_trace_is_tried_once(
+    tiny_model: ModelOf, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Backbone] = []
+    monkeypatch.setattr(compiled_engine, "traced_step", lambda backbone, _: tries.append(backbone))
+    generator = traced(Backbone(tiny_model("llama"), tiny_tokenizer), SamplingConfig(max_response_tokens=40))
+    for _ in range(4):
+        sample(generator, responses=1)
+    assert len(tries) == 1
+
+
+def test_lanes_share_a_trace(
+    tiny_model: ModelOf, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "ROWS_PER_LANE", 4)
+    monkeypatch.setattr(lanes, "PRODUCTS_PER_LANE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    backbone = Backbone(tiny_model("qwen3"), tiny_tokenizer)
+    generator = traced(backbone, side_by_side=12)
+    assert lanes.lane_count(backbone.model, 12) == 3
+    first, again = sample(generator, responses=4), sample(generator, responses=4)
+    assert is_traced(generator)
+    assert_same(first, sample(hf(backbone), responses=4))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
 
 
 def test_off_the_cpu_there_is_no_trace(

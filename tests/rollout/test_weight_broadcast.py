@@ -1,6 +1,6 @@
 """Weights for all at once, and what becomes of an update when a worker is lost or cannot reach the others."""
 
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -105,7 +105,9 @@ class Deaf(Worker):
 class Run:
     """A learner, two workers, and both ways between them."""
 
-    def __init__(self, *, dies_at: tuple[int, ...] = (), method: str = "receive_broadcast", second: Any = Worker) -> None:
+    def __init__(
+        self, *, dies_at: tuple[int, ...] = (), method: str = "receive_broadcast", second: type[Worker] = Worker
+    ) -> None:
         self.air = Air()
         self.learner = Learner(self.air)
         self.handle = InProcessHandle("learner", self.learner)
@@ -174,5 +176,5 @@ def test_a_worker_that_was_replaced_between_updates_is_let_in() -> None:
 
 
 def test_what_arrives_otherwise_than_it_was_sent_ends_the_run_with_the_workers_name() -> None:
-    with pytest.raises(ChecksumError, match="rollout worker w1: weight update 1 has checksum .* after the broadcast"):
+    with pytest.raises(ChecksumError, match=r"rollout worker w1: weight update 1 has checksum .* after the broadcast"):
         Run(second=Deaf).update(1)
