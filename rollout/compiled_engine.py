@@ -69,7 +69,7 @@ class CompiledGenerator:
                 f"rollout.engine.kind=compiled: {type(backbone.model).__name__} cannot be decoded in slots, only "
                 "models with plain key-value caches can; set rollout.engine.kind=hf"
             )
-        self._backbone, self._engine = backbone, engine
+        self._backbone, self._adapter, self._engine = backbone, adapter, engine
         self._temperature = sampling.temperature
         self._responses = ResponseFactory(sampling, backbone)
         self._traced: TracedStep | None = None
@@ -100,7 +100,12 @@ class CompiledGenerator:
         model = self._backbone.model
         lanes = lane_count(model, min(self._engine.slots, len(responses)))
         # Packed behind `decoding`, because what is packed are to be the merged weights.
-        with self._policy.decoding(), packed_linears(model) as packed, decode_attention(model):
+        keep_weights = self._adapter is not None and not self._backbone.adapters.is_sum(self._adapter)
+        with (
+            self._policy.decoding(),
+            packed_linears(model, keep_weights=keep_weights) as packed,
+            decode_attention(model),
+        ):
             decode = partial(self._decode, slots=-(-self._engine.slots // lanes), step=self._step(packed))
             run_lanes(decode, deal(responses, lanes))
         self._steps += max((len(response.token_ids) for response in responses), default=0)

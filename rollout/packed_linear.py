@@ -25,7 +25,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
-def packed_linears(model: nn.Module) -> Iterator[list[Tensor]]:
+def packed_linears(model: nn.Module, *, keep_weights: bool = False) -> Iterator[list[Tensor]]:
     """Inside, large linear layers of `model` compute from packed weights; outside, as ever.
 
     What is packed are the weights as they are now. A weight that its layer alone holds lies in the packed form only, as
@@ -36,6 +36,7 @@ def packed_linears(model: nn.Module) -> Iterator[list[Tensor]]:
 
     Args:
         model: Its `nn.Linear` layers, and the `Conv1D` of GPT-2, take part.
+        keep_weights: Every weight is copied and stays what it is, for adapters that read it in their own forward pass.
     """
     layers = [layer for layer in model.modules() if _is_worthwhile(layer)] if _is_supported() else []
     holders = Counter(id(own) for layer in model.modules() for own in layer.parameters(recurse=False))
@@ -46,7 +47,7 @@ def packed_linears(model: nn.Module) -> Iterator[list[Tensor]]:
             weights.append(_packed(layer))
             layer.forward = _packed_forward(layer, weights, index)
             weight = layer.weight
-            if holders[id(weight)] == 1 and _is_whole(weight):
+            if not keep_weights and holders[id(weight)] == 1 and _is_whole(weight):
                 moved.add(layer)
                 weight.data = weight.new_empty(0)
         yield weights

@@ -189,8 +189,9 @@ class _Decoding:
     """A few rows of made-up prompts, ready for a decode step."""
 
     def __init__(self, backbone: Backbone, lengths: Sequence[int]) -> None:
-        vocabulary = backbone.vocabulary_size
-        prompts = [(np.arange(n, dtype=np.int32) * 7 + row + 1) % vocabulary for row, n in enumerate(lengths)]
+        # Of the embedding: the output layer's weight may be packed away.
+        self._vocabulary = cast(nn.Embedding, backbone.model.get_input_embeddings()).num_embeddings
+        prompts = [(np.arange(n, dtype=np.int32) * 7 + row + 1) % self._vocabulary for row, n in enumerate(lengths)]
         layers = backbone.model.config.get_text_config(decoder=True).num_hidden_layers
         self._cache = SlotCache(layers=layers, slots=len(lengths), device=backbone.device)
         for prompt in read_prompts(backbone, prompts):
@@ -201,7 +202,7 @@ class _Decoding:
         """Arguments of the next step."""
         positions = self._positions.clone()
         self._positions += 1
-        return positions * 5 + 3, positions, self._cache.open_column(), self._cache
+        return (positions * 5 + 3) % self._vocabulary, positions, self._cache.open_column(), self._cache
 
 
 def _layers(states: Sequence[Tensor], column: Tensor) -> list[CacheLayerMixin]:
