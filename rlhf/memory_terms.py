@@ -35,15 +35,24 @@ def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
     return elements * (_MOMENTS + (_MASTER_RESIDUAL if bytes_per_weight < FLOAT32 else 0))
 
 
-def packed_elements(shape: ModelShape, quantization: Quantization) -> int:
+def packed_elements(shape: ModelShape, quantization: Quantization, *, keeps_weights: bool) -> int:
     """Weights that are held twice because layers are laid out anew for decoding on a CPU.
 
     A layer's own weight moves into its new layout, so only one of them is there twice at a time; an output layer that
     shares its weight with the embedding has a copy. Quantized layers are left as they are.
+
+    Args:
+        shape: The model's.
+        quantization: Of its linear layers.
+        keeps_weights: Every layer has a copy, because the adapter reads the weight itself.
     """
-    moving = max((linear.elements for linear in shape.linears if quantization == "none"), default=0)
-    tied = 0 if shape.output_parameters else shape.vocabulary * shape.hidden
-    return sum(size for size in (moving, tied) if size >= _PACKED_FROM_ELEMENTS)
+    linears = [linear.elements for linear in shape.linears if quantization == "none"]
+    output = shape.vocabulary * shape.hidden
+    if keeps_weights:
+        sizes = [*linears, output]
+    else:
+        sizes = [max(linears, default=0), 0 if shape.output_parameters else output]
+    return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
 
 
 def cache_bytes(shape: ModelShape, tokens: int, bytes_per_number: int) -> int:
