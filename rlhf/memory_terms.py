@@ -48,10 +48,8 @@ def packed_elements(shape: ModelShape, quantization: Quantization, *, keeps_weig
     """
     linears = [linear.elements for linear in shape.linears if quantization == "none"]
     output = shape.vocabulary * shape.hidden
-    if keeps_weights:
-        sizes = [*linears, output]
-    else:
-        sizes = [max(linears, default=0), 0 if shape.output_parameters else output]
+    moving = [max(linears, default=0), 0 if shape.output_parameters else output]
+    sizes = [*linears, output] if keeps_weights else moving
     return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
 
 
