@@ -175,7 +175,7 @@ class AdapterSet:
         Outputs equal those of `use` up to rounding; with a bfloat16 base the rounding is large, so keep to `use`
         there. Other methods, and DoRA, are used as they are. No gradients.
         """
-        if name is not None and not self._is_sum(name):
+        if name is not None and not self.is_sum(name):
             with self.use(name), torch.no_grad():
                 yield
             return
@@ -317,7 +317,8 @@ class AdapterSet:
         bare = (path for path, layer in self._layers.of(name) if layer.get_base_layer().bias is None)
         return next(bare, None)
 
-    def _is_sum(self, name: str) -> bool:
+    def is_sum(self, name: str) -> bool:
+        """Whether an adapter is a term beside each layer's own, which reads nothing of it: LoRA, but not DoRA."""
         config = self._configs[self._require(name)]
         return isinstance(config, LoraConfig) and not config.use_dora
 

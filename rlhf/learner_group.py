@@ -19,9 +19,11 @@ from rlhf.runtime.rank_actors import AnswerOfAll, meet
 from rlhf.runtime.workers import WorkerError
 from rollout.calls import PendingCall, WorkerHandle
 
-_FIRST_RANK_ANSWERS = frozenset({"context_tokens", "packed_update"})
+_FIRST_RANK_ANSWERS = frozenset(
+    {"context_tokens", "packed_update", "open_broadcast", "join_broadcast", "broadcast_update"}
+)
 """Calls that need no other rank."""
-_FIRST_RANK_HOLDS_ALL = frozenset({"pack_update", "state", "save_model"})
+_FIRST_RANK_HOLDS_ALL = frozenset({"pack_update", "flatten_update", "state", "save_model"})
 """Calls that need the others only to gather what is cut."""
 
 

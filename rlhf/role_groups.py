@@ -25,6 +25,7 @@ from rollout.generation import repeat_prompts
 from rollout.pool import Canary, RolloutPool
 from rollout.responses import NonFiniteLogitsError
 from rollout.types import PerToken, Prompt, RolloutBatch, TokenIds
+from rollout.weight_broadcast import WeightBroadcast
 from rollout.weight_feed import WeightFeed, WeightSource
 
 CanarySequences = tuple[Sequence[TokenIds], Sequence[TokenIds]]
@@ -65,6 +66,7 @@ class RoleGroups:
         timeout_seconds: Longest wait for one call to reward, reference or learner.
         canary_tolerance: Nats; a larger gap between sampler and learner means that they do not hold the same weights.
         bucket_bytes: Largest part in which weights travel.
+        broadcast: Gives them to all rollout workers at once; None sends them through the object store.
         keeps_published: Published weights stay what they are when the learner moves on, at the price of a copy.
     """
 
@@ -76,6 +78,7 @@ class RoleGroups:
     timeout_seconds: float
     canary_tolerance: float
     bucket_bytes: int = 256 * _MIB
+    broadcast: WeightBroadcast | None = None
     keeps_published: bool = False
 
     def generate(
@@ -140,7 +143,7 @@ class RoleGroups:
         if weights.source is None:
             self.rollout.adopt_version(weights.version)
         else:
-            metrics["sync/bytes"] = float(self.rollout.update_weights(weights.source))
+            metrics["sync/bytes"] = float(self.rollout.update_weights(weights.source, self.broadcast))
         if weights.canary is not None:
             metrics["sync/canary_max_logprob_diff"] = self.rollout.verify_canary(weights.canary)
         return metrics
@@ -225,6 +228,12 @@ def _groups(
     config: PpoConfig, workers: Mapping[RoleName, Sequence[WorkerHandle]], *, timeout_seconds: float
 ) -> RoleGroups:
     rollout, is_split = config.rollout, isinstance(config.placement, SplitPlacement)
+    (learner, *_), bucket_bytes = workers["learner"], rollout.sync_bucket_mib * _MIB
+    broadcast = None
+    if config.broadcasts_weights:
+        # Shorter than the calls that wait for it, so that whoever is late is named by those that are not.
+        patience = min(timeout_seconds, rollout.timeout_seconds) / 3
+        broadcast = WeightBroadcast(learner, bucket_bytes=bucket_bytes, timeout_seconds=patience)
     pool = RolloutPool(
         workers["rollout"],
         timeout_seconds=min(timeout_seconds, rollout.timeout_seconds),
@@ -238,11 +247,12 @@ def _groups(
         rollout=pool,
         reward=workers["reward"],
         reference=workers["reference"],
-        learner=workers["learner"][0],
+        learner=learner,
         share_weights=not is_split,
         timeout_seconds=timeout_seconds,
         # Two kernels may sum in another order; another weight shows far above this.
         canary_tolerance=1e-3 if config.model.dtype == "float32" else 5e-2,
-        bucket_bytes=rollout.sync_bucket_mib * _MIB,
+        bucket_bytes=bucket_bytes,
+        broadcast=broadcast,
         keeps_published=rollout.max_policy_age > 0,
     )

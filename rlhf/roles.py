@@ -24,15 +24,18 @@ from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
 from rlhf.learner import Learner
+from rlhf.runtime.broadcast_group import BroadcastGroup
 from rlhf.runtime.config import SplitPlacement
-from rlhf.runtime.distributed import ALONE, Ranks
+from rlhf.runtime.distributed import ALONE, MeetingPoint, Ranks
 from rlhf.runtime.memory import peak_memory_mib
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream, require_texts
 from rollout.config import VllmEngineConfig
 from rollout.engines import build_generator, vllm_generator
+from rollout.flat_bucket import Manifest, flatten_bucket
 from rollout.types import Completion, PerToken, Prompt, TokenIds
+from rollout.weight_broadcast import BroadcastError
 from rollout.weight_buckets import pack_bucket
 from rollout.weight_sync import Ack, UpdateHeader, WeightUpdate
 from rollout.worker import RolloutWorker
@@ -63,6 +66,9 @@ class RoleHost:
         self._config, self._ranks = config, ranks
         self._is_sharded = not ranks.is_alone and _shards_layers(config)
         self._packed: WeightUpdate | None = None
+        self._flat: torch.Tensor | None = None
+        self._meeting_point: MeetingPoint | None = None
+        self._broadcast_group: BroadcastGroup | None = None
         engine = config.rollout.engine
         if "rollout" in roles and isinstance(engine, VllmEngineConfig):
             self._rollout = RolloutWorker(vllm_generator(config.model, config.rollout.sampling, engine))
@@ -148,6 +154,10 @@ class RoleHost:
         """See `rollout.worker.RolloutWorker.apply_update`."""
         return self._rollout.apply_update(update)
 
+    def receive_broadcast(self, manifest: Manifest) -> Ack:
+        """Takes the learner's next broadcast into the engine; see `rollout.worker.RolloutWorker.apply_flat`."""
+        return self._rollout.apply_flat(manifest, self._group_to_broadcast().receive(manifest.buffer_bytes))
+
     def adopt_version(self, version: int) -> None:
         """The learner in this process has moved the very weights that are sampled from: they are `version` now."""
         self._rollout.adopt_version(version)
@@ -196,6 +206,42 @@ class RoleHost:
         packed, self._packed = self._packed, None
         assert packed is not None, "packed_update follows pack_update"
         return packed
+
+    def open_broadcast(self, timeout_seconds: float) -> str:
+        """Lets rollout workers into a new group for `broadcast_update`; returns the address to `join_broadcast`."""
+        self._meeting_point = MeetingPoint.on_this_node(timeout_seconds=timeout_seconds)
+        return self._meeting_point.address
+
+    def join_broadcast(self, address: str, rank: int, count: int, timeout_seconds: float) -> None:
+        """Enters the group in which rank 0, the learner, broadcasts; leaves the one before."""
+        self._broadcast_group = None
+        self._broadcast_group = BroadcastGroup(
+            address, rank, count, device=self._backbone.device, timeout_seconds=timeout_seconds
+        )
+
+    def flatten_update(self, version: int, bucket: int, bucket_bytes: int) -> Manifest:
+        """As `pack_update`, into a buffer on the device, kept for `broadcast_update`."""
+        manifest, flat = flatten_bucket(
+            self._learner.publish(),
+            version,
+            bucket,
+            bucket_bytes=bucket_bytes,
+            settings=self._causal_policy().settings(),
+            complete=whole,
+        )
+        self._flat = flat if self._ranks.is_first else None
+        return manifest
+
+    def broadcast_update(self) -> None:
+        """Sends what `flatten_update` has laid out to every other member of the group, once."""
+        flat, self._flat = self._flat, None
+        assert flat is not None, "broadcast_update follows flatten_update"
+        self._group_to_broadcast().send(flat)
+
+    def _group_to_broadcast(self) -> BroadcastGroup:
+        if self._broadcast_group is None:
+            raise BroadcastError("this process is in no group that broadcasts weights")
+        return self._broadcast_group
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See `Learner.state`."""

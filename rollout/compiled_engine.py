@@ -2,16 +2,19 @@
 
 Owns the assembly: each thread (`lanes`) reads its prompts once and in buckets (`prefill`) and decodes its responses in
 slots (`continuous`) over one cache (`slot_cache`), with linear layers and attention in the forms that are fastest for
-few tokens a row (`packed_linear`, `decode_attention`). It holds no weights.
+few tokens a row (`packed_linear`, `decode_attention`) and, after the first rollout, without Python between the
+operations of a step (`traced_step`). It holds no weights.
 
 The name is the configuration's. `torch.compile` is not used: on two cores it takes 20 to 60 s, and then fuses
 elementwise operations that are a tenth of a step, while the matrix products it would pack are packed here in
-milliseconds. Prompts keep torch's fused attention: batched products are a third faster up to 128 tokens, which is 1 %
-of a rollout, but round their scores to the model's precision. There is no path of its own for CUDA: there the loop runs
-with the model's attention and without graphs.
+milliseconds, and the Python it would leave out is left out by a trace of a second. Prompts keep torch's fused
+attention: batched products are a third faster up to 128 tokens, which is 1 % of a rollout, but round their scores to
+the model's precision. There is no path of its own for CUDA: there the loop runs with the model's attention and without
+graphs.
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -24,13 +27,17 @@ from policies.loading import Backbone
 from rollout.config import CompiledEngineConfig, SamplingConfig
 from rollout.continuous import ContinuousDecoder
 from rollout.decode_attention import decode_attention
+from rollout.decode_step import DecodeStep, plain_step
 from rollout.lanes import deal, lane_count, run_lanes
 from rollout.packed_linear import packed_linears
 from rollout.prefill import prefilled
 from rollout.responses import OpenResponse, ResponseFactory
 from rollout.sampled_policy import SampledPolicy
+from rollout.traced_step import TracedStep, traced_step
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 
+STEPS_BEFORE_TRACE = 64
+"""A trace takes as long as some tens of steps, and saves a fifth of each that follows."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -62,9 +69,11 @@ class CompiledGenerator:
                 f"rollout.engine.kind=compiled: {type(backbone.model).__name__} cannot be decoded in slots, only "
                 "models with plain key-value caches can; set rollout.engine.kind=hf"
             )
-        self._backbone, self._engine = backbone, engine
+        self._backbone, self._adapter, self._engine = backbone, adapter, engine
         self._temperature = sampling.temperature
         self._responses = ResponseFactory(sampling, backbone)
+        self._traced: TracedStep | None = None
+        self._steps = 0.0
         self._policy = SampledPolicy(
             backbone,
             adapter,
@@ -89,17 +98,37 @@ class CompiledGenerator:
         """
         responses = self._responses.open(prompts, response_indices, seed=seed, step=step)
         model = self._backbone.model
-        # Packed behind `decoding`, because the copies are to be of the merged weights.
-        with self._policy.decoding(), packed_linears(model), decode_attention(model):
-            lanes = lane_count(model, min(self._engine.slots, len(responses)))
-            run_lanes(partial(self._decode, slots=-(-self._engine.slots // lanes)), deal(responses, lanes))
+        lanes = lane_count(model, min(self._engine.slots, len(responses)))
+        # Packed behind `decoding`, because what is packed are to be the merged weights.
+        keep_weights = self._adapter is not None and not self._backbone.adapters.is_sum(self._adapter)
+        with (
+            self._policy.decoding(),
+            packed_linears(model, keep_weights=keep_weights) as packed,
+            decode_attention(model),
+        ):
+            decode = partial(self._decode, slots=-(-self._engine.slots // lanes), step=self._step(packed))
+            run_lanes(decode, deal(responses, lanes))
+        self._steps += max((len(response.token_ids) for response in responses), default=0)
         return [response.completion(self.version) for response in responses]
 
     @torch.inference_mode()
-    def _decode(self, responses: Sequence[OpenResponse], *, slots: int) -> None:
+    def _decode(self, responses: Sequence[OpenResponse], *, slots: int, step: DecodeStep) -> None:
         """Samples the responses of one lane."""
-        decoder = ContinuousDecoder(self._backbone, temperature=self._temperature, slots=min(slots, len(responses)))
+        decoder = ContinuousDecoder(
+            self._backbone, temperature=self._temperature, slots=min(slots, len(responses)), step=step
+        )
         decoder.run(prefilled(self._backbone, responses, token_budget=self._engine.prefill_tokens))
+
+    @torch.inference_mode()
+    def _step(self, packed: list[Tensor]) -> DecodeStep:
+        """The decode step with the weights as they are now: traced once it is known to be needed often."""
+        if self._traced is None and self._steps >= STEPS_BEFORE_TRACE:
+            self._traced = traced_step(self._backbone, packed)
+            # A model that has no trace now will have none later.
+            self._steps = 0 if self._traced is not None else -math.inf
+        if self._traced is not None and not self._traced.still_fits():
+            self._traced = None
+        return plain_step(self._backbone) if self._traced is None else self._traced.with_weights(packed)
 
     def load_weights(self, tensors: Mapping[str, Tensor], *, version: int) -> None:
         """Overwrites the policy's weights: the adapter's, or all of the model's where there is no adapter.

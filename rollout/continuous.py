@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 
 import torch
-from torch import Tensor
 
 from policies.loading import Backbone
+from rollout.decode_step import DecodeStep
 from rollout.prefill import PrefilledPrompt
 from rollout.responses import OpenResponse
 from rollout.sampler import ResponseSampler
@@ -26,10 +26,11 @@ class ContinuousDecoder:
         backbone: The model, with what adapter is active.
         temperature: Of sampling.
         slots: Responses decoded side by side.
+        step: What computes their next logits.
     """
 
-    def __init__(self, backbone: Backbone, *, temperature: float, slots: int) -> None:
-        self._backbone, self._slots = backbone, slots
+    def __init__(self, backbone: Backbone, *, temperature: float, slots: int, step: DecodeStep) -> None:
+        self._backbone, self._slots, self._decode = backbone, slots, step
         self._sampler = ResponseSampler(temperature)
         layers = backbone.model.config.get_text_config(decoder=True).num_hidden_layers
         self._cache = SlotCache(layers=layers, slots=slots, device=backbone.device)
@@ -47,7 +48,8 @@ class ContinuousDecoder:
         """Gives the free slots away. The first token comes from the prompt's last state and may end a response."""
         while starters := list(islice(waiting, self._slots - len(self._open))):
             states = torch.stack([prompt.state for _, prompt in starters])
-            self._extend(states, [response for response, _ in starters])
+            logits = self._backbone.output_layer(states).float()
+            self._sampler.extend(logits, [response for response, _ in starters])
             self._insert([starter for starter in starters if starter[0].finish_reason is None])
 
     def _insert(self, starters: Sequence[Starter]) -> None:
@@ -64,12 +66,8 @@ class ContinuousDecoder:
         virtual = self._backbone.virtual_tokens
         positions = torch.tensor([[virtual + response.position] for response in self._open], device=device)
         mask = self._cache.open_column()
-        states = self._backbone.hidden_states(last, mask, positions, cache=self._cache)
-        self._extend(states[:, -1], self._open)
+        self._sampler.extend(self._decode(last, positions, mask, self._cache), self._open)
         self._remove([row for row, response in enumerate(self._open) if response.finish_reason is not None])
-
-    def _extend(self, states: Tensor, responses: Sequence[OpenResponse]) -> None:
-        self._sampler.extend(self._backbone.output_layer(states).float(), responses)
 
     def _remove(self, rows: Sequence[int]) -> None:
         for source, target in self._cache.remove(rows):

@@ -15,16 +15,9 @@ from rollout.job_queue import Chunk, JobQueue
 from rollout.responses import NonFiniteLogitsError
 from rollout.supervisor import Call, Post, Program, Supervisor
 from rollout.types import Completion, PerToken, Prompt, RolloutBatch, TokenIds
+from rollout.weight_broadcast import WeightBroadcast
 from rollout.weight_feed import Bucket, WeightSource
-from rollout.weight_sync import (
-    Ack,
-    ChecksumError,
-    StaleWeightsError,
-    UpdateHeader,
-    WeightMismatchError,
-    WeightSyncError,
-    require_canary,
-)
+from rollout.weight_sync import StaleWeightsError, WeightSyncError, require_ack, require_canary, told_by
 
 _Flight = deque[tuple[Chunk, Call]]
 
@@ -133,19 +126,30 @@ class RolloutPool:
         self._retries += jobs.retries
         return jobs.batch()
 
-    def update_weights(self, source: WeightSource) -> int:
+    def update_weights(self, source: WeightSource, broadcast: WeightBroadcast | None = None) -> int:
         """Brings every worker to the source's version, and checks that each holds it; returns the bytes sent to each.
+
+        Args:
+            source: Where workers get the weights, one by one.
+            broadcast: Another way to the same weights, for all at once. Where it breaks, because a worker is lost, the
+                source serves everybody.
 
         Raises:
             WeightSyncError: if a worker received or holds something else; the message names it and says by how much.
             WorkerLostError, RolloutWorkerError: as `generate`.
         """
         self._source, self._canary = source, None
+        size_bytes = broadcast.send(self._supervisor, source.version) if broadcast is not None else None
+        if size_bytes is None:
+            size_bytes = self._send_one_by_one(source)
+        self._version = source.version
+        return size_bytes
+
+    def _send_one_by_one(self, source: WeightSource) -> int:
         size_bytes = 0
         for bucket in source.buckets():
             self._supervisor.run(lambda post, bucket=bucket: _load(post, bucket))
             size_bytes += bucket.header.size_bytes
-        self._version = source.version
         return size_bytes
 
     def adopt_version(self, version: int) -> None:
@@ -201,7 +205,7 @@ def _take_answer(post: Post, jobs: JobQueue, flight: _Flight, policy_version: in
     """What came of a worker's oldest chunk: completions, or an error that its prompts are blamed for."""
     chunk, call = flight[0]
     try:
-        completions = _named(post, call)
+        completions = _answer(post, call)
         _require_version(post, completions, policy_version)
     except (WorkerLostError, WeightSyncError, NonFiniteLogitsError):
         raise
@@ -224,43 +228,24 @@ def _return(jobs: JobQueue, flight: _Flight, loss: WorkerLostError) -> None:
 def _load(post: Post, bucket: Bucket) -> Program:
     call = post.call("apply_update", bucket.update)
     yield call
-    _require_ack(post.name, _named(post, call), bucket.header)
+    require_ack(post.title, _answer(post, call), bucket.header)
 
 
 def _compare(post: Post, canary: Canary, differences: dict[str, float]) -> Program:
     call = post.call("canary", canary.prompts, canary.responses)
     yield call
-    differences[post.name] = require_canary(
-        f"rollout worker {post.name}", canary.expected, call.answer(), tolerance=canary.tolerance
-    )
+    differences[post.name] = require_canary(post.title, canary.expected, call.answer(), tolerance=canary.tolerance)
 
 
-def _named(post: Post, call: Call) -> Any:
-    """The answer; what a worker says about its weights is told with its name."""
-    try:
+def _answer(post: Post, call: Call) -> Any:
+    with told_by(post.title):
         return call.answer()
-    except WeightSyncError as error:
-        raise type(error)(f"rollout worker {post.name}: {error}") from error
 
 
 def _require_version(post: Post, completions: Sequence[Completion], policy_version: int) -> None:
     for completion in completions:
         if completion.policy_version != policy_version:
             raise StaleWeightsError(
-                f"rollout worker {post.name} sampled prompt {completion.prompt_id!r} with policy version "
+                f"{post.title} sampled prompt {completion.prompt_id!r} with policy version "
                 f"{completion.policy_version}, asked was {policy_version}"
             )
-
-
-def _require_ack(worker: str, ack: Ack, sent: UpdateHeader) -> None:
-    if ack.checksum != sent.checksum:
-        raise ChecksumError(
-            f"rollout worker {worker} received weights with checksum {ack.checksum}, sent was {sent.checksum}"
-        )
-    if ack.mismatch is not None:
-        raise WeightMismatchError(
-            f"rollout worker {worker} holds other weights than it was sent as version {sent.version}: {ack.mismatch} "
-            f"differs by {ack.difference:.3g}; they were not loaded as they came: report it"
-        )
-    if ack.version != sent.version:
-        raise StaleWeightsError(f"rollout worker {worker} is at version {ack.version} after update {sent.version}")

@@ -50,7 +50,7 @@ def prefilled(
     groups = by_prompt(responses)
     prompts = [group[0].prompt.token_ids for group in groups]
     for bucket in micro_batches([len(prompt) for prompt in prompts], token_budget):
-        for index, prompt in zip(bucket, _read(backbone, [prompts[index] for index in bucket]), strict=True):
+        for index, prompt in zip(bucket, read_prompts(backbone, [prompts[index] for index in bucket]), strict=True):
             yield from ((response, prompt) for response in groups[index])
 
 
@@ -62,8 +62,8 @@ def by_prompt(responses: Sequence[OpenResponse]) -> list[list[OpenResponse]]:
     return list(groups.values())
 
 
-def _read(backbone: Backbone, prompts: Sequence[TokenIds]) -> list[PrefilledPrompt]:
-    """One forward pass, right-padded: causal attention keeps the padding away without a mask."""
+def read_prompts(backbone: Backbone, prompts: Sequence[TokenIds]) -> list[PrefilledPrompt]:
+    """One forward pass over a bucket, right-padded: causal attention keeps the padding away without a mask."""
     lengths = [len(prompt) for prompt in prompts]
     input_ids = np.full((len(prompts), max(lengths)), backbone.pad_id, dtype=np.int64)
     for row, prompt in enumerate(prompts):

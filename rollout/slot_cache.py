@@ -100,6 +100,15 @@ class SlotCache(Cache):
         return torch.from_numpy(mask).to(self._device)
 
     @property
+    def column(self) -> int:
+        """The column that `open_column` has made room in, the newest one."""
+        return self._end - 1
+
+    def states(self) -> list[Tensor]:
+        """Keys and values of all layers in turn, (live, heads, width, head size) each; what the model reads."""
+        return [buffer for layer in self._slot_layers for buffer in layer.states()]
+
+    @property
     def _longest(self) -> int:
         """Tokens of the longest row."""
         return self._end - int(self._firsts[: self._live].min()) if self._live else 0
@@ -168,9 +177,13 @@ class SlotLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Writes (live, heads, 1, head size) into the newest column; returns (live, heads, width, head size)."""
-        column = slice(self._end - 1, self._end)
-        self._keys[: self._rows, :, column] = key_states
-        self._values[: self._rows, :, column] = value_states
+        keys, values = self.states()
+        keys[:, :, self._end - 1 : self._end] = key_states
+        values[:, :, self._end - 1 : self._end] = value_states
+        return keys, values
+
+    def states(self) -> LayerStates:
+        """Keys and values of the rows in use, each (live, heads, width, head size)."""
         return self._keys[: self._rows], self._values[: self._rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -63,11 +63,13 @@ class Post:
         worker: Who holds it.
         timeout_seconds: Limit of a call.
         losses: Workers lost here since `prove`.
+        lives: Workers that have stood here before the present one.
     """
 
     worker: WorkerHandle
     timeout_seconds: float
     losses: int = 0
+    lives: int = 0
     program: Program | None = None
     awaited: Call | None = None
     deadline: float = field(default=math.inf)
@@ -76,6 +78,11 @@ class Post:
     def name(self) -> str:
         """The worker's name."""
         return self.worker.name
+
+    @property
+    def title(self) -> str:
+        """The worker's name, with what it is, for messages."""
+        return f"rollout worker {self.name}"
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Call:
         """Starts a call on the worker."""
@@ -119,6 +126,11 @@ class Supervisor:
         self._events: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._stopped = False
         self.restarts = 0
+
+    @property
+    def lives(self) -> tuple[int, ...]:
+        """How often each worker has been replaced: as long as that stays the same, they are the same ones."""
+        return tuple(post.lives for post in self._posts)
 
     def run(self, program: Callable[[Post], Program]) -> None:
         """Runs `program` on every worker, to the end of all.
@@ -195,12 +207,13 @@ class Supervisor:
             raise loss
         if post.losses == self._max_restarts:
             raise RolloutWorkerError(
-                f"rollout worker {post.name} was lost {post.losses + 1} times without finishing a call, "
+                f"{post.title} was lost {post.losses + 1} times without finishing a call, "
                 f"rollout.max_worker_restarts={self._max_restarts} are made good; the last time: {loss}"
             ) from loss
         post.losses += 1
+        post.lives += 1
         self.restarts += 1
-        logger.warning("%s; a new worker takes the place of rollout worker %s", loss, post.name)
+        logger.warning("%s; a new worker takes the place of %s", loss, post.title)
         self._begin(post, _one_after_the_other(self._revive(post), again(post)), again)
 
 
@@ -231,6 +244,6 @@ def _timed_out(post: Post) -> RolloutTimeoutError:
     call = post.awaited
     assert call is not None, "only a call can be late"
     return RolloutTimeoutError(
-        f"rollout worker {post.name} did not finish {call.method!r} within {call.limit_seconds:g} s; it hangs or is "
+        f"{post.title} did not finish {call.method!r} within {call.limit_seconds:g} s; it hangs or is "
         "overloaded: look at its log, or raise rollout.timeout_seconds"
     )

@@ -67,7 +67,7 @@ def pack_bucket(
     buckets = cut_into_buckets(tensors, bucket_bytes)
     parts = buckets[bucket]
     return pack(
-        {part.name: _rows(complete(tensors[part.name]), part) for part in parts},
+        {part.name: rows_of(complete(tensors[part.name]), part) for part in parts},
         version,
         settings=settings,
         first_rows={part.name: part.start for part in parts if not part.is_whole},
@@ -76,15 +76,25 @@ def pack_bucket(
     )
 
 
-def place_of(held: Mapping[str, Tensor], update: WeightUpdate) -> dict[str, Tensor]:
+def rows_of(tensor: Tensor, part: Part) -> Tensor:
+    """The rows of a part; shares memory with the tensor."""
+    return tensor if part.is_whole else tensor[part.start : part.stop]
+
+
+def place_of(
+    held: Mapping[str, Tensor], sent: Mapping[str, Tensor], first_rows: Mapping[str, int]
+) -> dict[str, Tensor]:
     """Views of the held weights that the tensors of an update belong into.
+
+    Args:
+        held: All weights by name.
+        sent: What the update brings.
+        first_rows: Where it begins in a tensor of which it brings some rows (`WeightUpdate.first_rows`).
 
     Raises:
         ValueError: if a name or a shape is not that of what is held.
     """
-    return {
-        name: _place(held, name, array.shape, update.first_rows.get(name)) for name, array in update.tensors.items()
-    }
+    return {name: _place(held, name, tensor.shape, first_rows.get(name)) for name, tensor in sent.items()}
 
 
 @torch.no_grad()
@@ -92,19 +102,15 @@ def largest_mismatch(expected: Mapping[str, Tensor], held: Mapping[str, Tensor])
     """The tensor that differs most, and by how much; (None, 0) where all are equal bit for bit.
 
     Args:
-        expected: Tensors by name.
+        expected: Tensors by name; they are compared where they are.
         held: Tensors of the same names, shapes and types, on any device.
     """
-    differences = {name: _difference(tensor, held[name].cpu()) for name, tensor in expected.items()}
+    differences = {name: _difference(tensor, held[name].to(tensor.device)) for name, tensor in expected.items()}
     differing = {name: difference for name, difference in differences.items() if difference is not None}
     if not differing:
         return None, 0.0
     worst = max(differing, key=lambda name: differing[name])
     return worst, differing[worst]
-
-
-def _rows(tensor: Tensor, part: Part) -> Tensor:
-    return tensor if part.is_whole else tensor[part.start : part.stop]
 
 
 def _place(held: Mapping[str, Tensor], name: str, shape: Sequence[int], first_row: int | None) -> Tensor:

@@ -5,7 +5,8 @@ end is `weight_feed`, the sampler's `weight_receiver`) or what the tensors are (
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -193,6 +194,43 @@ def require_canary(worker: str, expected: Sequence[PerToken], actual: Sequence[P
             f"{tolerance:g}; it does not sample from the learner's weights: restart it, and report it if that fails"
         )
     return difference
+
+
+def require_ack(worker: str, ack: Ack, sent: UpdateHeader) -> None:
+    """Checks what a worker says it holds after a bucket.
+
+    Args:
+        worker: Who answered, for the error.
+        ack: The answer.
+        sent: What the learner says of the bucket.
+
+    Raises:
+        ChecksumError: if it received something else.
+        WeightMismatchError: if it holds something else than it received.
+        StaleWeightsError: if it is at another version.
+    """
+    if ack.checksum != sent.checksum:
+        raise ChecksumError(f"{worker} received weights with checksum {ack.checksum}, sent was {sent.checksum}")
+    if ack.mismatch is not None:
+        raise WeightMismatchError(
+            f"{worker} holds other weights than it was sent as version {sent.version}: {ack.mismatch} differs by "
+            f"{ack.difference:.3g}; they were not loaded as they came: report it"
+        )
+    if ack.version != sent.version:
+        raise StaleWeightsError(f"{worker} is at version {ack.version} after update {sent.version}")
+
+
+@contextmanager
+def told_by(worker: str) -> Iterator[None]:
+    """What a worker says about its weights is told with its name.
+
+    Args:
+        worker: Whose answer is taken inside.
+    """
+    try:
+        yield
+    except WeightSyncError as error:
+        raise type(error)(f"{worker}: {error}") from error
 
 
 def _to_array(tensor: Tensor) -> NDArray[Any]:

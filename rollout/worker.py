@@ -6,7 +6,10 @@ caller.
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from policies.causal import CausalPolicy
+from rollout.flat_bucket import Manifest
 from rollout.generation import Generator
 from rollout.types import Completion, PerToken, Prompt, TokenIds
 from rollout.weight_receiver import WeightReceiver
@@ -64,6 +67,10 @@ class RolloutWorker:
     def apply_update(self, update: WeightUpdate) -> Ack:
         """See `WeightReceiver.receive`."""
         return self._receiver.receive(update)
+
+    def apply_flat(self, manifest: Manifest, buffer: Tensor) -> Ack:
+        """See `WeightReceiver.receive_flat`."""
+        return self._receiver.receive_flat(manifest, buffer)
 
     def adopt_version(self, version: int) -> None:
         """Takes a version whose weights the learner wrote in place, into memory it shares with this worker."""

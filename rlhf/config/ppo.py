@@ -214,6 +214,39 @@ class PpoConfig(StageConfig):
             )
         return self
 
+    @property
+    def broadcasts_weights(self) -> bool:
+        """Whether new weights reach the rollout workers by a collective (`placement.weight_transport`)."""
+        placement = self.placement
+        if not isinstance(placement, SplitPlacement) or placement.weight_transport == "object_store":
+            return False
+        if placement.weight_transport == "collective":
+            return True
+        has_gpus = all(role.gpus >= 1 for role in (placement.learner, placement.rollout))
+        return has_gpus and isinstance(self.model.tuning, FullTuning) and self._obstacle_to_broadcasts is None
+
+    @property
+    def _obstacle_to_broadcasts(self) -> str | None:
+        if isinstance(self.rollout.engine, VllmEngineConfig):
+            return "rollout.engine.kind=vllm takes its weights otherwise"
+        if self.rollout.max_policy_age:
+            return f"rollout.max_policy_age={self.rollout.max_policy_age} sends weights after the learner has moved on"
+        assert isinstance(self.placement, SplitPlacement), "asked of split placement only"
+        for name, role in (("learner", self.placement.learner), ("rollout", self.placement.rollout)):
+            if role.gpus % 1:
+                return f"placement.{name}.gpus={role.gpus:g} shares a GPU, which NCCL refuses"
+        if bool(self.placement.learner.gpus) != bool(self.placement.rollout.gpus):
+            return "of placement.learner.gpus and placement.rollout.gpus one is 0, and no backend spans both devices"
+        return None
+
+    @model_validator(mode="after")
+    def _weights_can_be_broadcast(self) -> "PpoConfig":
+        if self.broadcasts_weights and (obstacle := self._obstacle_to_broadcasts) is not None:
+            raise ValueError(
+                f"placement.weight_transport=collective: {obstacle}; set weight_transport=auto or object_store"
+            )
+        return self
+
     @model_validator(mode="after")
     def _running_ahead_is_possible_and_corrected(self) -> "PpoConfig":
         age = self.rollout.max_policy_age

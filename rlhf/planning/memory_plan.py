@@ -259,7 +259,7 @@ def state_bytes(config: PpoConfig, models: Models) -> int:
 
 
 def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: Device) -> Terms:
-    """Decoding: copies of the weights in the form that decodes fastest, keys and values, and the logits of a step."""
+    """Decoding: weights that are there twice, in the form that decodes fastest, keys and values, a step's logits."""
     engine, base, b = config.rollout.engine, models.base, models.bytes_per_weight
     assert isinstance(engine, CompiledEngineConfig | HfEngineConfig), "vLLM's memory is not ours to plan"
     slots = engine.slots if isinstance(engine, CompiledEngineConfig) else engine.batch_size_responses
@@ -269,7 +269,9 @@ def rollout_terms(config: PpoConfig, models: Models, step: StepSizes, device: De
     width, prefill = step.sequence_tokens + virtual_tokens_of(config.model.tuning), 0
     if isinstance(engine, CompiledEngineConfig):
         if device == "cpu":
-            terms["packed weights"] = packed_elements(base, models.quantization) * b
+            tuning = config.model.tuning
+            moves = isinstance(tuning, FullTuning) or (isinstance(tuning, LoraTuning) and tuning.variant != "dora")
+            terms["packed weights"] = packed_elements(base, models.quantization, keeps_weights=not moves) * b
         width += _SPARE_COLUMNS
         prompts = config.rollout.prompts_per_step * (step.sequence_tokens - step.response_tokens)
         prefill = min(engine.prefill_tokens, prompts)

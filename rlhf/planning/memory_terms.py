@@ -35,13 +35,21 @@ def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
     return elements * (_MOMENTS + (_MASTER_RESIDUAL if bytes_per_weight < FLOAT32 else 0))
 
 
-def packed_elements(shape: ModelShape, quantization: Quantization) -> int:
-    """Weights of the linear layers that are laid out anew for decoding on a CPU, the output layer among them.
+def packed_elements(shape: ModelShape, quantization: Quantization, *, keeps_weights: bool) -> int:
+    """Weights that are held twice because layers are laid out anew for decoding on a CPU.
 
-    Quantized layers are left as they are.
+    A layer's own weight moves into its new layout, so only one of them is there twice at a time; an output layer that
+    shares its weight with the embedding has a copy. Quantized layers are left as they are.
+
+    Args:
+        shape: The model's.
+        quantization: Of its linear layers.
+        keeps_weights: Every layer has a copy, because the adapter reads the weight itself.
     """
+    linears = [linear.elements for linear in shape.linears if quantization == "none"]
     output = shape.vocabulary * shape.hidden
-    sizes = [*(linear.elements for linear in shape.linears if quantization == "none"), output]
+    moving = [max(linears, default=0), 0 if shape.output_parameters else output]
+    sizes = [*linears, output] if keeps_weights else moving
     return sum(size for size in sizes if size >= _PACKED_FROM_ELEMENTS)
 
 

@@ -158,6 +158,12 @@ class SplitPlacement(StrictModel):
     """Actors that hold the reference policy."""
     learner: LearnerResources = LearnerResources()
     """Actors that update policy and critic together, one rank each."""
+    weight_transport: Literal["auto", "object_store", "collective"] = "auto"
+    """How new weights reach the rollout workers. `object_store`: each bucket once in Ray's store, for all workers to
+    read. `collective`: a broadcast from the learner to all of them, gloo between CPUs, NCCL between whole GPUs (which
+    has not been tried); where it breaks, because a worker dies or hangs, that update takes the object store. `auto` is
+    `collective` where all weights train, learner and rollout have whole GPUs and workers do not run ahead; else
+    `object_store`, which is as fast between CPUs."""
     timeout_seconds: float = Field(default=1800.0, gt=0)
     """Longest wait for one call before the actor is declared hung."""
     address: str | None = None

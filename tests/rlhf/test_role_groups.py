@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reward.interface import RewardFailure, RewardOutput, RewardRequest
+from rlhf.config import PpoConfig
 from rlhf.learner_group import LearnerGroup
 from rlhf.role_groups import RoleGroups, canaries_of, join_outputs, open_roles
 from rlhf.runtime.cluster import RayWorker
@@ -356,3 +357,49 @@ def test_a_rank_that_dies_ends_the_run_with_its_name_while_the_other_waits_for_i
         with pytest.raises(WorkerDiedError, match=r"^actor learner-1 died during values"):
             roles.learn("values", prompts, responses)
         assert time.monotonic() - start < 60
+
+
+# --- the way of the weights -------------------------------------------------------------------------------------------
+
+GPU = {"gpus": 1}
+
+
+def split_config(folder: Path, model: Path, /, tuning: str = "full", **changes: Any) -> PpoConfig:
+    placement = {"kind": "split", **changes.pop("placement", {})}
+    return ppo_config(folder, model, model={"tuning": {"kind": tuning}}, placement=placement, **changes)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "placement", "expected"),
+    [
+        ("full", {}, False),  # on CPUs the object store is as fast
+        ("full", {"learner": GPU}, False),
+        ("full", {"learner": GPU, "rollout": {"gpus": 0.5}}, False),
+        ("full", {"learner": GPU, "rollout": GPU}, True),
+        ("full", {"learner": GPU, "rollout": GPU, "weight_transport": "object_store"}, False),
+        ("lora", {"learner": GPU, "rollout": GPU}, False),
+        ("lora", {"weight_transport": "collective"}, True),
+    ],
+)
+def test_weights_are_broadcast_where_that_is_asked_for_or_known_to_pay(
+    tmp_path: Path, tiny_llama_folder: Path, tuning: str, placement: dict[str, Any], *, expected: bool
+) -> None:
+    config = split_config(tmp_path, tiny_llama_folder, tuning, placement=placement)
+    assert config.broadcasts_weights is expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rollout": {"max_policy_age": 1}, "algorithm": {"importance_cap": 2.0}}, "max_policy_age=1 sends weights"),
+        ({"rollout": {"engine": {"kind": "vllm"}}}, "kind=vllm takes its weights otherwise"),
+        ({"placement": {"learner": {"gpus": 0.5}, "rollout": {"gpus": 0.5}}}, "learner.gpus=0.5 shares a GPU"),
+        ({"placement": {"learner": GPU}}, "one is 0, and no backend spans both devices"),
+    ],
+)
+def test_a_collective_that_cannot_work_is_refused_with_what_to_set(
+    tmp_path: Path, tiny_llama_folder: Path, changes: dict[str, Any], reason: str
+) -> None:
+    placement = {**changes.pop("placement", {}), "weight_transport": "collective"}
+    with pytest.raises(ValueError, match=f"weight_transport=collective: .*{reason}.*; set weight_transport=auto"):
+        split_config(tmp_path, tiny_llama_folder, placement=placement, **changes)

@@ -9,7 +9,7 @@ from policies.causal import CausalPolicy
 from policies.config import LoraTuning
 from policies.loading import Backbone
 from policies.sequences import pad_sequences
-from rollout.compiled_engine import CompiledGenerator
+from rollout.compiled_engine import STEPS_BEFORE_TRACE, CompiledGenerator
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.generation import Generator, repeat_prompts
 from rollout.hf_engine import HfGenerator
@@ -52,7 +52,21 @@ def compiled(
     return CompiledGenerator(backbone, adapter, sampling, config)
 
 
-ENGINES: dict[str, EngineCase] = {"hf": hf, "compiled": compiled}
+def traced(
+    backbone: Backbone,
+    sampling: SamplingConfig = SAMPLING,
+    *,
+    adapter: str | None = None,
+    side_by_side: int = 64,
+    merge: bool = True,
+) -> CompiledGenerator:
+    """The engine in slots as it is after its first long rollout."""
+    generator = compiled(backbone, sampling, adapter=adapter, side_by_side=side_by_side, merge=merge)
+    generator._steps = STEPS_BEFORE_TRACE
+    return generator
+
+
+ENGINES: dict[str, EngineCase] = {"hf": hf, "compiled": compiled, "traced": traced}
 
 
 @torch.no_grad()

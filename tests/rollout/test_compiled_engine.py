@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from policies.config import AdapterTuning, BottleneckTuning, Ia3Tuning, LoraTuning
 from policies.loading import Backbone
 from rollout.compiled_engine import CompiledGenerator
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
 from rollout.hf_engine import HfGenerator
-from tests.rollout.engine_cases import SAMPLING, add_policy, assert_same, compiled, hf, sample
+from tests.rollout.engine_cases import SAMPLING, add_policy, assert_same, compiled, hf, sample, traced
+from tests.tiny_models import randomize
 
 TOKENS = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 UNSUPPORTED: dict[str, dict[str, Any]] = {
@@ -57,17 +59,35 @@ def test_weights_that_the_learner_writes_in_place_are_sampled_from_at_once(backb
     assert any(one.token_ids.tolist() != other.token_ids.tolist() for one, other in zip(before, after, strict=True))
 
 
-def test_packed_weights_are_those_of_the_merged_adapter(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+def wide_backbone(tokenizer: PreTrainedTokenizerBase) -> Backbone:
+    """Of a Llama whose layers are large enough to be packed."""
     wide = AutoConfig.for_model(
         "llama", **TOKENS, hidden_size=512, intermediate_size=512, num_hidden_layers=1, num_attention_heads=8
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = Backbone(AutoModelForCausalLM.from_config(wide, dtype=torch.float32), tiny_tokenizer)
+        return Backbone(AutoModelForCausalLM.from_config(wide, dtype=torch.float32), tokenizer)
+
+
+def test_packed_weights_are_those_of_the_merged_adapter(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    backbone = wide_backbone(tiny_tokenizer)
     add_policy(backbone, seed=1)
     expected = sample(hf(backbone, adapter="policy", merge=False))
     assert_same(sample(compiled(backbone, adapter="policy")), expected)
     assert_same(sample(compiled(backbone, adapter="policy", merge=False)), expected)
+    assert_same(sample(traced(backbone, adapter="policy", merge=False)), expected)
+
+
+@pytest.mark.parametrize("tuning", [LoraTuning(rank=2, variant="dora"), Ia3Tuning(), BottleneckTuning()])
+def test_methods_that_may_read_the_base_weights_find_them(
+    tiny_tokenizer: PreTrainedTokenizerBase, tuning: AdapterTuning
+) -> None:
+    backbone = wide_backbone(tiny_tokenizer)
+    backbone.adapters.add("policy", tuning, seed=0)
+    randomize(backbone.adapters, "policy", seed=1)
+    expected = sample(hf(backbone, adapter="policy"))
+    assert_same(sample(compiled(backbone, adapter="policy")), expected)
+    assert_same(sample(traced(backbone, adapter="policy")), expected)
 
 
 @pytest.mark.parametrize("architecture", UNSUPPORTED)

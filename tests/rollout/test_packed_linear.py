@@ -29,15 +29,48 @@ def test_a_packed_layer_computes_the_same(layer: nn.Module, dtype: torch.dtype) 
 
 
 @torch.no_grad()
-def test_the_copies_are_of_the_weights_at_the_time_and_are_gone_afterwards() -> None:
+def test_what_is_packed_are_the_weights_at_the_time() -> None:
     layer = nn.Linear(512, 512)
     with packed_linears(layer):
         before = layer(inputs(1, 512))
-        layer.weight.mul_(2)
-        assert torch.equal(layer(inputs(1, 512)), before)
     assert packed_layers(layer) == []
+    layer.weight.mul_(2)
     with packed_linears(layer):
         torch.testing.assert_close(layer(inputs(1, 512)) - layer.bias, 2 * (before - layer.bias), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_move_into_the_packed_form_and_back_bit_for_bit(dtype: torch.dtype) -> None:
+    linear, conv, embedding, output = nn.Linear(601, 503), Conv1D(503, 601), nn.Embedding(500, 600), nn.Linear(600, 500)
+    model = nn.ModuleList([linear, conv, embedding, output]).to(dtype)
+    output.weight = embedding.weight
+    linear.weight.grad = torch.ones_like(linear.weight)
+    parameters = list(model.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    with packed_linears(model):
+        # What is tied is read by the embedding, too.
+        assert [layer.weight.numel() > 0 for layer in (linear, conv, output)] == [False, False, True]
+    for parameter, held, expected in zip(model.parameters(), parameters, before, strict=True):
+        assert parameter is held
+        assert parameter.requires_grad
+        assert parameter.is_contiguous()
+        assert torch.equal(parameter, expected)
+
+
+def test_weights_come_back_after_an_error() -> None:
+    layer = nn.Linear(512, 512)
+    before = layer.weight.detach().clone()
+    with pytest.raises(KeyError), packed_linears(layer):
+        raise KeyError("in a rollout")
+    assert torch.equal(layer.weight, before)
+    assert packed_layers(layer) == []
+
+
+def test_a_part_of_a_larger_tensor_is_copied() -> None:
+    layer = nn.Linear(512, 512)
+    layer.weight.data = torch.randn(1024, 512)[:512]
+    with packed_linears(layer):
+        assert layer.weight.shape == (512, 512)
 
 
 class Doubled(nn.Linear):

@@ -47,8 +47,9 @@ def test_buckets_are_bounded_and_together_are_all_weights_bit_for_bit(bucket_byt
         update = pack_bucket(sent, 3, index, bucket_bytes=bucket_bytes, settings={"temperature": 0.7})
         assert (update.version, update.bucket, update.buckets) == (3, index, count)
         assert update.size_bytes <= max(bucket_bytes, 32)  # the longest row
-        for name, tensor in unpack(update).items():
-            place_of(held, update)[name].copy_(tensor)
+        received = unpack(update)
+        for name, place in place_of(held, received, update.first_rows).items():
+            place.copy_(received[name])
     assert largest_mismatch(sent, held) == (None, 0.0)
     assert count == 1 or bucket_bytes < 10**6
 
@@ -65,10 +66,11 @@ def test_the_checksum_covers_the_place_and_the_settings() -> None:
 
 def test_weights_of_another_model_have_no_place() -> None:
     update = pack_bucket({"a": torch.zeros(4, 2)}, 1, 1, bucket_bytes=16, settings={})
-    assert place_of({"a": torch.zeros(4, 2)}, update)["a"].shape == (2, 2)
+    received = unpack(update)
+    assert place_of({"a": torch.zeros(4, 2)}, received, update.first_rows)["a"].shape == (2, 2)
     for held in ({}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(4, 3)}):
         with pytest.raises(ValueError, match=r"weight update: a of shape \(2, 2\)"):
-            place_of(held, update)
+            place_of(held, received, update.first_rows)
 
 
 def test_the_largest_mismatch_is_found_by_name_and_size() -> None:

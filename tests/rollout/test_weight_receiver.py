@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from policies.causal import CausalPolicy
+from rollout.flat_bucket import flatten_bucket
 from rollout.weight_buckets import pack_bucket
 from rollout.weight_receiver import WeightReceiver
 from rollout.weight_sync import StaleWeightsError, WeightUpdate, pack
@@ -149,3 +150,22 @@ def test_an_update_that_is_older_than_the_weights_is_refused() -> None:
     engine = ScriptedGenerator(version=5)
     with pytest.raises(StaleWeightsError, match="weight update 4 is older than the worker's version 5"):
         receiver(None, engine).receive(cast(Any, buckets(4)[0]))
+
+
+def test_buckets_that_came_as_buffers_are_taken_as_the_others() -> None:
+    policy = Policy()
+    engine = Engine(policy)
+    worker = receiver(policy, engine)
+    for index in range(3):
+        manifest, buffer = flatten_bucket(SENT, 3, index, bucket_bytes=16, settings=SETTINGS)
+        ack = worker.receive_flat(manifest, buffer)
+        assert (ack.version, ack.checksum, ack.mismatch) == (3, manifest.header.checksum, None)
+    assert engine.version == 3
+    assert all(torch.equal(policy.tensors[name], tensor) for name, tensor in SENT.items())
+    # Broken off in the middle, the update goes on through the object store, from its start.
+    manifest, buffer = flatten_bucket(SENT, 4, 0, bucket_bytes=16, settings=SETTINGS)
+    worker.receive_flat(manifest, buffer)
+    for update in buckets(4):
+        worker.receive(update)
+    worker.require_whole()
+    assert engine.version == 4

@@ -209,3 +209,14 @@ def test_decoding_copies_weights_only_where_that_pays(tmp_path: Path) -> None:
     terms = memory_plan.rollout_terms(plain, LORA, STEP, "cpu")
     assert terms["merged weights"] == 0
     assert terms["keys and values"] == memory_terms.cache_bytes(SHAPE, 8 * 5, 4)
+
+
+def test_a_weight_moves_into_its_layout_unless_the_adapter_reads_it() -> None:
+    # Of 2^17 elements on: two layers of 2^17 and 2^18 beside a small one, and an output layer of 2^19.
+    linears = tuple(replace(SHAPE.linears[0], rows=n, columns=2**10) for n in (2**7, 2**8, 2))
+    tied = replace(SHAPE, linears=linears, vocabulary=2**9, hidden=2**10, output_parameters=0)
+    own = replace(tied, output_parameters=2**19)
+    assert memory_terms.packed_elements(own, "none", keeps_weights=False) == 2**18
+    assert memory_terms.packed_elements(tied, "none", keeps_weights=False) == 2**18 + 2**19
+    assert memory_terms.packed_elements(own, "none", keeps_weights=True) == 2**17 + 2**18 + 2**19
+    assert memory_terms.packed_elements(tied, "int8", keeps_weights=False) == 2**19
