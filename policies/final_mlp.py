@@ -40,7 +40,7 @@ def computed_only_at(mlp: nn.Module | None, tokens: Tensor) -> Iterator[None]:
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
         nonlocal shape
         shape = inputs[0].shape
-        return (inputs[0].flatten(0, -2)[tokens],)
+        return (inputs[0].flatten(0, -2).index_select(0, tokens),)
 
     def put_back(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
         everywhere = output.new_zeros((shape[:-1].numel(), output.shape[-1]))
