@@ -20,6 +20,8 @@ PACKED = "packed_rows"
 """Name by which transformers knows `attend`: forward passes then take ids of (1, N) and `packing=PackedRows`."""
 _LONGEST_PRODUCT = 256
 """Tokens up to which the plain products are worth the (T, T) probabilities they keep for the backward pass."""
+_SCORES_AT_A_TIME = 2**19
+"""Float32 scores that exist at the same time, 2 MiB: all at once take twice as long, most of it for fresh memory."""
 _HARMLESS = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 """What layers hand on to their attention function without meaning anything else than causal attention."""
 
@@ -184,11 +186,14 @@ class _CausalProducts(torch.autograd.Function):
         groups = query.shape[1] // key.shape[1]
         q, k, v = _by_row(q, rows, groups), _by_row(k, rows, 1), _by_row(v, rows, 1)
         future = torch.full((rows.width, rows.width), -math.inf).triu(1).repeat(groups, 1)
-        scores = torch.baddbmm(future, q.float(), k.float().transpose(1, 2), alpha=scale)
-        probabilities = torch.softmax(scores, dim=-1).to(v.dtype)
+        probabilities, output = q.new_empty(*q.shape[:2], rows.width), torch.empty_like(q)
+        for part in _parts(probabilities):
+            scores = torch.baddbmm(future, q[part].float(), k[part].float().transpose(1, 2), alpha=scale)
+            probabilities[part] = torch.softmax(scores, dim=-1)
+            torch.bmm(probabilities[part], v[part], out=output[part])
         ctx.save_for_backward(q, k, v, probabilities, *(rotation or ()))
         ctx.rows, ctx.scale, ctx.groups = rows, scale, groups
-        return rows.gather(_tokens_first(torch.bmm(probabilities, v), rows, groups, None))
+        return rows.gather(_tokens_first(output, rows, groups, None))
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
@@ -200,12 +205,17 @@ class _CausalProducts(torch.autograd.Function):
         by_value = torch.bmm(probabilities.transpose(1, 2), by_output)
         by_probability = torch.bmm(by_output, v.transpose(1, 2))
         by_score = cast(Any, torch)._softmax_backward_data(by_probability, probabilities, -1, v.dtype)
-        by_query = torch.bmm(by_score, k).mul_(scale)
-        by_key = torch.bmm(by_score.transpose(1, 2), q).mul_(scale)
+        by_query, by_key = torch.bmm(by_score, k).mul_(scale), torch.bmm(by_score.transpose(1, 2), q).mul_(scale)
         # Turning back is turning by the transposed matrix.
         back = (turned[0], -turned[1].roll(turned[1].shape[-1] // 2, -1)) if turned else None
         by_states = ((by_query, groups, back), (by_key, 1, back), (by_value, 1, None))
         return *(rows.gather(_tokens_first(by, rows, *how)) for by, *how in by_states), None, None, None, None
+
+
+def _parts(probabilities: Tensor) -> list[slice]:
+    """Products whose float32 scores stay in a processor's cache."""
+    step = max(1, _SCORES_AT_A_TIME // probabilities[0].numel())
+    return [slice(start, start + step) for start in range(0, len(probabilities), step)]
 
 
 def _heads_first(states: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
