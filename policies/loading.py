@@ -29,8 +29,8 @@ from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet
 from policies.base_identity import base_parameters, copy_exactly
 from policies.config import AdapterTuning, ArchitectureConfig, FullTuning, ModelConfig, Tuning
+from policies.final_layer import computed_only_at, final_parts
 from policies.logprobs import before_response, response_states
-from policies.final_mlp import computed_only_at, final_mlp
 from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
 from policies.peft_configs import peft_type_of
 from policies.quantization import quantization_of, quantize_linears
@@ -82,7 +82,7 @@ class Backbone:
         self.adapters = AdapterSet(model, tokenizer)
         self.device = model.device
         self._body = model.base_model
-        self._final_mlp = final_mlp(self._body)
+        self._final_parts = final_parts(self._body)
         accepted = inspect.signature(self._body.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_settings = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
@@ -186,9 +186,9 @@ class Backbone:
             read: (M, T), True at tokens whose state is needed; others are arbitrary, too. None needs all.
         """
         if not self.packs_rows:
-            return self._padded(input_ids, self._last_mlp_at(read))
+            return self._padded(input_ids, self._end_at(read))
         rows = PackedRows.of(mask)
-        return self._packed_states(input_ids, rows, self._last_mlp_at(None if read is None else rows.pack(read)))
+        return self._packed_states(input_ids, rows, self._end_at(None if read is None else rows.pack(read)))
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """(M, R, D) hidden states that predict each response token of a right-padded batch."""
@@ -275,11 +275,12 @@ class Backbone:
     def _attention(self) -> str:
         return cast(str, self.model.config.get_text_config(decoder=True)._attn_implementation)
 
-    def _last_mlp_at(self, read: Tensor | None) -> Context:
-        """Makes contexts in which the last MLP computes these tokens of a pass alone."""
-        if read is None:
+    def _end_at(self, read: Tensor | None) -> Context:
+        """Makes contexts in which the end of the decoder computes these tokens of a pass alone."""
+        # Virtual tokens are computed by a pass of their own inside the pass.
+        if read is None or self.virtual_tokens:
             return nullcontext
-        return partial(computed_only_at, self._final_mlp, read.reshape(-1).nonzero().squeeze(1))
+        return partial(computed_only_at, self._final_parts, read.reshape(-1).nonzero().squeeze(1))
 
     def _padded(self, input_ids: Tensor, reading: Context = nullcontext) -> Tensor:
         with reading(), self._checkpointing(reading):

@@ -60,7 +60,9 @@ def response_states(hidden: Tensor, batch: SequenceBatch) -> Tensor:
 
 def before_response(batch: SequenceBatch) -> Tensor:
     """(M, T) bool, True at the tokens whose states `response_states` gives for response tokens."""
-    place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) + 1 - batch.prompt_lengths.unsqueeze(1)
+    place = (
+        torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) + 1 - batch.prompt_lengths.unsqueeze(1)
+    )
     return (place >= 0) & (place < batch.response_lengths.unsqueeze(1))
 
 

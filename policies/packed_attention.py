@@ -228,7 +228,9 @@ def _heads_first(states: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tens
 def _tokens_first(states: Tensor, rows: PackedRows, groups: int, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
     """(heads * M, groups * T, size) -> (S, heads * groups, size), turned on the way."""
     size = states.shape[-1]
-    heads_first = states.view(-1, rows.rows, groups, rows.width, size).transpose(1, 2).reshape(-1, rows.slot_count, size)
+    heads_first = (
+        states.view(-1, rows.rows, groups, rows.width, size).transpose(1, 2).reshape(-1, rows.slot_count, size)
+    )
     result = states.new_empty(rows.slot_count, heads_first.shape[0], size)
     _put(heads_first.transpose(0, 1), rotation, into=result)
     return result

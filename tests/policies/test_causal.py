@@ -182,3 +182,20 @@ def test_the_settings_are_what_decides_a_logprob_and_stands_in_no_weight(
     for _, layer in backbone.adapters._layers.of("policy"):
         cast(Any, layer).scaling["policy"] = 1.0
     assert set(CausalPolicy(backbone, adapter="policy", temperature=1.0).settings().values()) == {1.0}
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+def test_the_end_of_the_decoder_computes_states_before_responses_alone(
+    backbone: Backbone, batch: SequenceBatch, packs: bool
+):
+    if not packs:
+        backbone.model.set_attn_implementation("eager")
+    expected = response_states(backbone.row_states(batch.input_ids, batch.attention_mask), batch)
+    seen: list[int] = []
+    backbone.model.base_model.layers[-1].mlp.gate_proj.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0].shape[0])
+    )
+    received = backbone.response_states(batch)
+    assert backbone.packs_rows is packs
+    assert seen == [7]
+    assert torch.allclose(received[batch.response_mask], expected[batch.response_mask], atol=1e-5)
