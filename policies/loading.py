@@ -82,7 +82,7 @@ class Backbone:
         self.adapters = AdapterSet(model, tokenizer)
         self.device = model.device
         self._body = model.base_model
-        self._final_parts = final_parts(self._body)
+        self._final_parts = final_parts(cast(PreTrainedModel, self._body))
         accepted = inspect.signature(self._body.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_settings = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())

@@ -208,8 +208,12 @@ class _CausalProducts(torch.autograd.Function):
         by_query, by_key = torch.bmm(by_score, k).mul_(scale), torch.bmm(by_score.transpose(1, 2), q).mul_(scale)
         # Turning back is turning by the transposed matrix.
         back = (turned[0], -turned[1].roll(turned[1].shape[-1] // 2, -1)) if turned else None
-        by_states = ((by_query, groups, back), (by_key, 1, back), (by_value, 1, None))
-        return *(rows.gather(_tokens_first(by, rows, *how)) for by, *how in by_states), None, None, None, None
+        by_states = (
+            _tokens_first(by_query, rows, groups, back),
+            _tokens_first(by_key, rows, 1, back),
+            _tokens_first(by_value, rows, 1, None),
+        )
+        return *(rows.gather(by) for by in by_states), None, None, None, None
 
 
 def _parts(probabilities: Tensor) -> list[slice]:

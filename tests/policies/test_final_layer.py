@@ -1,6 +1,6 @@
 # torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
-# pyright: reportCallIssue=false, reportReturnType=false
+# pyright: reportCallIssue=false, reportReturnType=false, reportIndexIssue=false
 """The end of the last layer, computed only where its output is read."""
 
 import pytest
