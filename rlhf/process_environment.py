@@ -52,8 +52,11 @@ def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> N
 
 
 def _apply_to_allocator(environment: Mapping[str, str]) -> None:
-    """Tells this process's allocator what glibc reads from the environment at the start; others have no `mallopt`."""
+    """Tells this process's allocator what glibc reads from the environment at the start; others have no `mallopt`.
+
+    What the user has set was there at the start.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for name, parameter in _MALLOPT_PARAMETERS.items():
+    for name, parameter in _MALLOPT_PARAMETERS.items():
+        if mallopt is not None and environment[name] == PROCESS_ENVIRONMENT[name]:
             mallopt(parameter, int(environment[name]))

@@ -422,3 +422,19 @@ def test_every_example_of_the_help_is_a_valid_command(
     monkeypatch.chdir(ROOT)
     words = [word for word in stage.examples[index].split() if not word.startswith("--")]
     assert cli.main([stage.name, *words, "--dry-run"]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_process_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+
+    def faults(prepare: str) -> int:
+        code = (
+            f"import resource\nfrom rlhf.process_environment import prepare_environment\n{prepare}\n"
+            "for _ in range(20): b'x' * 2**26\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+        )
+        return int(run_python(code).stdout)
+
+    assert faults("prepare_environment()") < faults("pass") / 2
