@@ -12,7 +12,8 @@ injected_layers, virtual_tokens, virtual_prefix, pissa   how methods enter a mod
 base_identity  which base an adapter belongs to
 attention      which attention implementation computes fastest
 shared_prefix  sequences with common beginnings -> one packed row; shared_prefix_attention: who attends to whom in it
-final_mlp      the last MLP, computed only where its output is read
+rotary_attention attention layers of the Llama family on packed rows; packed_attention: rows and their attention
+final_layer    the end of the last layer, computed only where its output is read
 logprobs       hidden states -> token log-probs and entropy; the only next-token shift in the project
 causal         the trainable policy
 reference      the frozen reference

@@ -6,7 +6,7 @@ logits), and what of it trains. It does not shift, mask or sample.
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import cast
@@ -29,11 +29,13 @@ from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet
 from policies.base_identity import base_parameters, copy_exactly
 from policies.config import AdapterTuning, ArchitectureConfig, FullTuning, ModelConfig, Tuning
-from policies.logprobs import response_states
+from policies.final_layer import computed_only_at, final_parts
+from policies.logprobs import before_response, response_states
 from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
 from policies.peft_configs import peft_type_of
 from policies.quantization import quantization_of, quantize_linears
 from policies.rms_norm import use_fast_norms
+from policies.rotary_attention import use_fast_attention
 from policies.sequences import SequenceBatch
 from policies.sharding import shard_layers
 from policies.sources import resolve_source, unreachable
@@ -45,6 +47,8 @@ REFERENCE_ADAPTER = "reference"
 
 _PROBE_TOKENS = 8
 _PROBE_LENGTHS = (5, 8)
+
+Context = Callable[[], AbstractContextManager[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +77,12 @@ class Backbone:
         """
         self.model = model.eval().requires_grad_(requires_grad=False)
         use_fast_norms(model)
+        use_fast_attention(model)
         self.tokenizer = tokenizer
         self.adapters = AdapterSet(model, tokenizer)
         self.device = model.device
         self._body = model.base_model
+        self._final_parts = final_parts(cast(PreTrainedModel, self._body))
         accepted = inspect.signature(self._body.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_settings = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
@@ -171,18 +177,23 @@ class Backbone:
         is_plain = self._attention == "sdpa" and not torch.is_autocast_enabled(self.device.type)
         return self._packs_exactly and is_plain and not self.most_virtual_tokens
 
-    def row_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def row_states(self, input_ids: Tensor, mask: Tensor, *, read: Tensor | None = None) -> Tensor:
         """(M, T, D) last hidden states of right-padded rows, arbitrary at padding.
 
         Args:
             input_ids: (M, T).
             mask: (M, T), True at real tokens.
+            read: (M, T), True at tokens whose state is needed; others are arbitrary, too. None needs all.
         """
-        return self._packed_states(input_ids, PackedRows.of(mask)) if self.packs_rows else self._padded(input_ids)
+        if not self.packs_rows:
+            return self._padded(input_ids, self._end_at(read))
+        rows = PackedRows.of(mask)
+        return self._packed_states(input_ids, rows, self._end_at(None if read is None else rows.pack(read)))
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """(M, R, D) hidden states that predict each response token of a right-padded batch."""
-        return response_states(self.row_states(batch.input_ids, batch.attention_mask), batch)
+        hidden = self.row_states(batch.input_ids, batch.attention_mask, read=before_response(batch))
+        return response_states(hidden, batch)
 
     def output_layer(self, states: Tensor) -> Tensor:
         """(..., D) hidden states -> (..., V) logits, with the scaling and soft cap that the architecture applies."""
@@ -264,23 +275,30 @@ class Backbone:
     def _attention(self) -> str:
         return cast(str, self.model.config.get_text_config(decoder=True)._attn_implementation)
 
-    def _padded(self, input_ids: Tensor) -> Tensor:
-        with self._checkpointing():
+    def _end_at(self, read: Tensor | None) -> Context:
+        """Makes contexts in which the end of the decoder computes these tokens of a pass alone."""
+        # Virtual tokens are computed by a pass of their own inside the pass.
+        if read is None or self.virtual_tokens:
+            return nullcontext
+        return partial(computed_only_at, self._final_parts, read.reshape(-1).nonzero().squeeze(1))
+
+    def _padded(self, input_ids: Tensor, reading: Context = nullcontext) -> Tensor:
+        with reading(), self._checkpointing(reading):
             return self.hidden_states(input_ids, None, _positions(input_ids))
 
-    def _checkpointing(self) -> AbstractContextManager[None]:
+    def _checkpointing(self, reading: Context) -> AbstractContextManager[None]:
         if not self._checkpointed or not torch.is_grad_enabled():
             return nullcontext()
-        return checkpointing(self._checkpointed, partial(self._as_now, self.adapters.active, self._attention))
+        return checkpointing(self._checkpointed, partial(self._as_now, self.adapters.active, self._attention, reading))
 
     @contextmanager
-    def _as_now(self, adapter: str | None, implementation: str) -> Iterator[None]:
-        with self.adapters.use(adapter), attention(self.model, implementation):
+    def _as_now(self, adapter: str | None, implementation: str, reading: Context) -> Iterator[None]:
+        with self.adapters.use(adapter), attention(self.model, implementation), reading():
             yield
 
-    def _packed_states(self, input_ids: Tensor, rows: PackedRows) -> Tensor:
+    def _packed_states(self, input_ids: Tensor, rows: PackedRows, reading: Context = nullcontext) -> Tensor:
         ids, positions = rows.pack(input_ids), rows.pack(_positions(input_ids))
-        with attention(self.model, PACKED), self._checkpointing():
+        with attention(self.model, PACKED), reading(), self._checkpointing(reading):
             packed = self._body(input_ids=ids, position_ids=positions, use_cache=False, packing=rows).last_hidden_state
         return rows.unpack(packed)
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, softmax
 from torch.utils.checkpoint import checkpoint
 
 from policies.sequences import SequenceBatch
@@ -22,6 +22,8 @@ _LOGITS_PER_CHUNK = 2**27
 """Elements of the largest logits tensor: 512 MiB in float32. With gradients, more chunks cost another product each."""
 _FREE_LOGITS_PER_CHUNK, _FREE_TOKENS_PER_CHUNK = 2**23, 512
 """Without gradients, chunks of 32 MiB cost nothing, as long as each has tokens enough to keep the weights busy."""
+_LOGITS_PER_PIECE_ON_CPU = 2**19
+"""Elements that go from logits to log-probabilities at a time: their float32 numbers stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,14 @@ def response_states(hidden: Tensor, batch: SequenceBatch) -> Tensor:
     positions = _response_positions(batch) - 1
     flat = positions + torch.arange(rows, device=hidden.device).unsqueeze(1) * width
     return hidden.reshape(rows * width, size).index_select(0, flat.reshape(-1)).view(rows, -1, size)
+
+
+def before_response(batch: SequenceBatch) -> Tensor:
+    """(M, T) bool, True at the tokens whose states `response_states` gives for response tokens."""
+    place = (
+        torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) + 1 - batch.prompt_lengths.unsqueeze(1)
+    )
+    return (place >= 0) & (place < batch.response_lengths.unsqueeze(1))
 
 
 def response_tokens(batch: SequenceBatch) -> Tensor:
@@ -94,10 +104,7 @@ def token_logprobs(
     tokens = response_tokens(batch).reshape(-1).index_select(0, selected)
 
     def evaluate(rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = output_layer(rows).float()
-        return _chosen_logprobs(
-            logits if temperature == 1.0 else logits / temperature, tokens, with_entropy=with_entropy
-        )
+        return _chosen_logprobs(output_layer(rows), tokens, temperature, with_entropy=with_entropy)
 
     logprobs, entropy = _in_chunks(evaluate, rows, tokens, chunk_tokens)
     return TokenLogprobs(
@@ -161,19 +168,18 @@ def _in_chunks(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def _chosen_logprobs(logits: Tensor, tokens: Tensor, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+def _chosen_logprobs(
+    logits: Tensor, tokens: Tensor, temperature: float, *, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
     """(N, V) logits, (N,) ids -> (N,) log-probabilities and entropies -sum_v p_v log p_v (empty unless asked)."""
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return cast(tuple[Tensor, Tensor], _ChosenLogprobs.apply(logits, tokens, with_entropy))
-    distribution = log_softmax(logits, dim=-1)
-    chosen = distribution.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return chosen, _entropy(distribution.exp(), distribution) if with_entropy else logits.new_empty(0)
+    return cast(tuple[Tensor, Tensor], _ChosenLogprobs.apply(logits, tokens, temperature, with_entropy))
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """log p[token] = log softmax(x)[token] and the entropy of p, in one pass over the (N, V) distribution.
+    """log p[token] = log softmax(x / temperature)[token] and the entropy of p, in float32.
 
-    The gradient by x is (1[v = token] - p_v) times the gradient by the log-probability; the entropy has none.
+    The gradient by x is (1[v = token] - p_v) / temperature times the gradient by the log-probability; the entropy has
+    none. Only the logits are kept for it, in their own precision: p is computed again.
     """
 
     @staticmethod
@@ -181,28 +187,42 @@ class _ChosenLogprobs(torch.autograd.Function):
         ctx: Any,
         logits: Tensor,
         tokens: Tensor,
+        temperature: float,
         with_entropy: bool,  # noqa: FBT001
     ) -> tuple[Tensor, Tensor]:
-        distribution = log_softmax(logits, dim=-1)
-        chosen = distribution.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        probabilities = distribution.exp()
-        entropy = _entropy(probabilities, distribution) if with_entropy else logits.new_empty(0)
-        ctx.save_for_backward(probabilities, tokens)
+        chosen, entropy = logits.new_empty(2, len(logits), dtype=torch.float32)
+        for piece in _pieces(logits):
+            distribution = log_softmax(_tempered(logits[piece], temperature), dim=-1)
+            torch.gather(distribution, 1, tokens[piece, None], out=chosen[piece, None])
+            if with_entropy:
+                entropy[piece] = -torch.linalg.vecdot(distribution.exp(), distribution)
+        ctx.save_for_backward(logits, tokens)
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
-        return chosen, entropy
+        return chosen, entropy if with_entropy else entropy[:0]
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
         ctx: Any, gradient: Tensor, _: Tensor | None
-    ) -> tuple[Tensor, None, None]:
-        probabilities, tokens = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
-        column = gradient.unsqueeze(1)
-        by_logits = probabilities * -column
-        return by_logits.scatter_add_(1, tokens.unsqueeze(1), column), None, None
+    ) -> tuple[Tensor, None, None, None]:
+        logits, tokens = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        by_logits = torch.empty_like(logits)
+        column = (gradient / ctx.temperature).unsqueeze(1)
+        for piece in _pieces(logits):
+            by_piece = softmax(_tempered(logits[piece], ctx.temperature), dim=-1).mul_(-column[piece])
+            by_logits[piece] = by_piece.scatter_add_(1, tokens[piece, None], column[piece])
+        return by_logits, None, None, None
 
 
-def _entropy(probabilities: Tensor, distribution: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(probabilities, distribution)
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
+
+
+def _pieces(logits: Tensor) -> list[slice]:
+    """Rows of which the float32 numbers stay in a processor's cache; all of them on a GPU."""
+    rows, size = logits.shape
+    step = max(1, _LOGITS_PER_PIECE_ON_CPU // size) if logits.device.type == "cpu" else max(1, rows)
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def _scatter(values: Tensor, selected: Tensor, mask: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class SharedPrefixBatch:
         prefixes: The G prefixes; a group may have none.
         rests: The S rests, at least one token each.
         group_of_sequence: (S,) long.
+        group_size: Sequences of each group; None where groups differ in it.
         last_index: (S,) long, place of each sequence's last token.
     """
 
@@ -83,12 +84,20 @@ class SharedPrefixBatch:
     prefixes: RaggedRows
     rests: RaggedRows
     group_of_sequence: Tensor
+    group_size: int | None
     last_index: Tensor
 
     @property
     def prefix_tokens(self) -> int:
         """How many of the L tokens are prefixes."""
         return self.input_ids.shape[1] - self.rests.place.shape[0]
+
+    def of_each_sequence(self, of_groups: Tensor) -> Tensor:
+        """(G, ...) -> (S, ...), a group's entry for each of its sequences."""
+        if self.group_size is None:
+            return of_groups.index_select(0, self.group_of_sequence)
+        # Its gradient is a sum over a dimension; that of an indexed copy is a scattered one, many times slower.
+        return of_groups.unsqueeze(1).expand(-1, self.group_size, *of_groups.shape[1:]).flatten(0, 1)
 
 
 def shared_prefix_length(sequences: Sequence[TokenIds]) -> int:
@@ -131,6 +140,7 @@ def pack_groups(groups: Sequence[Sequence[TokenIds]], device: torch.device | str
         prefixes=RaggedRows.of(prefix_lengths, device),
         rests=RaggedRows.of(rest_lengths, device),
         group_of_sequence=to_device(group_of_sequence),
+        group_size=len(groups[0]) if len({len(group) for group in groups}) == 1 else None,
         last_index=to_device(prefix_lengths.sum() + np.cumsum(rest_lengths) - 1),
     )
 

@@ -116,7 +116,7 @@ def _split(states: Tensor, batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
 def _behind_its_prefix(blocks: tuple[Tensor, Tensor], batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
     """Blocks of prefixes and rests -> the same, the rests as (S, P + R, H, d) behind their group's prefix."""
     prefix, rest = blocks
-    return prefix, torch.cat([prefix.index_select(0, batch.group_of_sequence), rest], dim=1)
+    return prefix, torch.cat([batch.of_each_sequence(prefix), rest], dim=1)
 
 
 def _visible(batch: SharedPrefixBatch) -> Tensor:

@@ -19,7 +19,7 @@ from policies.loading import Backbone
 from policies.scalar_head import ScalarHead
 from policies.sources import resolve_source
 from policies.tokenization import load_tokenizer
-from reward.model import last_states, read_mask
+from reward.model import last_tokens, read_mask
 from reward.normalization import NORMALIZER_FILE, Normalizer
 
 _HEAD_KEY = "base_model.model.score.weight"
@@ -84,6 +84,8 @@ class SharedRewardModel:
 
     def raw_scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(M, T) right-padded ids and their mask -> (M,) float32; see `reward.model.RewardModel.raw_scores`."""
+        last = last_tokens(read_mask(input_ids, attention_mask, self.tokenizer))[:, None]
+        is_read = torch.arange(input_ids.shape[1], device=input_ids.device) == last
         with self._backbone.adapters.use(self._adapter):
-            hidden = self._backbone.row_states(input_ids, attention_mask)
-        return cast(Tensor, self._head(last_states(hidden, read_mask(input_ids, attention_mask, self.tokenizer))))
+            hidden = self._backbone.row_states(input_ids, attention_mask, read=is_read)
+        return cast(Tensor, self._head(hidden[is_read]))

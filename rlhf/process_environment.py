@@ -1,12 +1,14 @@
-"""Environment variables of every process of a run: telemetry off, library noise down.
+"""Environment variables of every process of a run: telemetry off, library noise down, freed memory kept.
 
 They must be set before the libraries are imported, so the command line calls `prepare_environment` first, and whoever
 starts processes on other machines hands them `PROCESS_ENVIRONMENT`. What the user has set already stays.
 """
 
+import ctypes
 import os
+import sys
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 PROCESS_ENVIRONMENT = {
     # Telemetry: nothing is sent that the user did not ask for.
@@ -30,12 +32,31 @@ PROCESS_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "1000",
     # A tokenizer's thread pool does not survive a fork; it warns and may hang.
     "TOKENIZERS_PARALLELISM": "false",
+    # glibc hands large blocks back to the system as they are freed, and the next tensor of their size waits for fresh
+    # pages: 7 % of a PPO update in full tuning at 30M parameters. Up to 1 GiB of it stays with the process.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
+
+_MALLOPT_PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""Numbers of the two settings in glibc's malloc.h."""
 
 
 def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets each variable that is not set yet; call it before any heavy library is imported."""
     for name, value in PROCESS_ENVIRONMENT.items():
         environment.setdefault(name, value)
-    # PYTHONWARNINGS came too late for this process.
+    # What follows came too late for this process.
+    _apply_to_allocator(environment)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\b")
+
+
+def _apply_to_allocator(environment: Mapping[str, str]) -> None:
+    """Tells this process's allocator what glibc reads from the environment at the start; others have no `mallopt`.
+
+    What the user has set was there at the start.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    for name, parameter in _MALLOPT_PARAMETERS.items():
+        if mallopt is not None and environment[name] == PROCESS_ENVIRONMENT[name]:
+            mallopt(parameter, int(environment[name]))

@@ -10,6 +10,7 @@ from policies import causal
 from policies.causal import CausalPolicy
 from policies.config import LoraTuning
 from policies.loading import Backbone
+from policies.logprobs import response_states
 from policies.sequences import SequenceBatch, evaluate_in_micro_batches, pad_texts
 from tests.fixtures_models import ARCHITECTURES
 from tests.tiny_models import RAGGED, ragged_batch, randomize
@@ -182,3 +183,19 @@ def test_the_settings_are_what_decides_a_logprob_and_stands_in_no_weight(
     for _, layer in backbone.adapters._layers.of("policy"):
         cast(Any, layer).scaling["policy"] = 1.0
     assert set(CausalPolicy(backbone, adapter="policy", temperature=1.0).settings().values()) == {1.0}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"], ids=["packed", "padded"])
+def test_the_end_of_the_decoder_computes_states_before_responses_alone(
+    backbone: Backbone, batch: SequenceBatch, attention: str
+):
+    backbone.model.set_attn_implementation(attention)
+    expected = response_states(backbone.row_states(batch.input_ids, batch.attention_mask), batch)
+    seen: list[int] = []
+    cast(Any, backbone.model.base_model).layers[-1].mlp.gate_proj.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0].shape[0])
+    )
+    received = backbone.response_states(batch)
+    assert backbone.packs_rows is (attention == "sdpa")
+    assert seen == [7]
+    assert torch.allclose(received[batch.response_mask], expected[batch.response_mask], atol=1e-5)

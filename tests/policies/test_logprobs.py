@@ -131,6 +131,31 @@ def test_the_gradient_is_that_of_the_log_softmax():
     assert states.grad.flatten().tolist() == pytest.approx([-0.25, 0.25], abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("logits_per_piece", [1, 40, 10**6])
+def test_pieces_of_the_logits_give_what_autograd_gives_for_all_of_them(
+    batch: SequenceBatch, monkeypatch: pytest.MonkeyPatch, logits_per_piece: int, dtype: torch.dtype
+):
+    # 7 response tokens of 20 logits each: pieces of 1, 2 and 7 rows.
+    monkeypatch.setattr("policies.logprobs._LOGITS_PER_PIECE_ON_CPU", logits_per_piece)
+    states = torch.randn(3, 4, 20, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    weights = torch.linspace(-1, 2, 12).view(3, 4)
+    result = token_logprobs(states, batch, identity, temperature=0.7, with_entropy=True)
+    (received,) = torch.autograd.grad((result.logprobs * weights).sum(), states)
+
+    table = (states.float() / 0.7).log_softmax(-1)
+    chosen = table.gather(2, response_tokens(batch).unsqueeze(2)).squeeze(2) * batch.response_mask
+    (expected,) = torch.autograd.grad((chosen * weights).sum(), states)
+    entropy = -(table.exp() * table).sum(-1) * batch.response_mask
+
+    assert received.dtype == dtype
+    assert torch.allclose(result.logprobs, chosen, atol=1e-6)
+    assert result.entropy is not None
+    assert torch.allclose(result.entropy, entropy, atol=1e-6)
+    assert torch.allclose(received, expected, rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=1e-6)
+    assert float(expected.abs().max()) > 0.5
+
+
 def test_entropy_carries_no_gradient():
     states, batch = one_token([0.0, 1.0], 1)
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from policies.lora_linear import FastLoraLinear, use_fast_products
+from policies.lora_linear import FastLoraLinear, joint_products, use_fast_products
 
 BF16 = torch.bfloat16
 
@@ -108,3 +108,44 @@ def test_a_layer_that_is_no_plain_linear_one_is_left_alone():
     embedding = lora.Embedding(nn.Embedding(4, 3), "a", r=2, config=LoraConfig(r=2))
     use_fast_products(embedding)
     assert type(embedding) is lora.Embedding
+
+
+def three_layers() -> list[lora.Linear]:
+    """5 inputs; 3, 4 and 2 outputs; ranks 2, 1 and 3; alpha / rank 4, 8 and 1."""
+    layers = []
+    for outputs, rank, alpha, bias in ((3, 2, 8, True), (4, 1, 8, False), (2, 3, 3, True)):
+        torch.manual_seed(outputs)
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=False)
+        layer = lora.Linear(nn.Linear(5, outputs, bias=bias), "a", r=rank, lora_alpha=alpha, config=config)
+        layer.get_base_layer().requires_grad_(False)
+        layers.append(layer)
+    return layers
+
+
+def outputs_and_gradients(outputs: list[Tensor], x: Tensor, layers: list[lora.Linear]) -> list[Tensor]:
+    loss = sum((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() for y in outputs)
+    return [*outputs, *torch.autograd.grad(loss, [x, *(tensor for layer in layers for tensor in trained(layer))])]
+
+
+def test_layers_that_read_the_same_input_share_products_and_stay_what_they_are():
+    theirs, ours = three_layers(), three_layers()
+    for layer in ours:
+        use_fast_products(layer)
+    x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = outputs_and_gradients([layer(x) for layer in theirs], x, theirs)
+    received = outputs_and_gradients(joint_products(x, ours), x, ours)
+    assert len(received) == 3 + 1 + 6
+    for ours_, theirs_ in zip(received, expected, strict=True):
+        assert torch.allclose(ours_, theirs_, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        for ours_, theirs_ in zip(joint_products(x, ours), expected, strict=False):
+            assert torch.allclose(ours_, theirs_, rtol=1e-5, atol=1e-5)
+
+
+def test_one_layer_without_an_adapter_leaves_all_to_themselves():
+    layers = three_layers()
+    for layer in layers:
+        use_fast_products(layer)
+    layers[1].enable_adapters(enabled=False)
+    x = torch.randn(4, 5)
+    assert all(torch.equal(y, layer(x)) for y, layer in zip(joint_products(x, layers), layers, strict=True))

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from policies.config import FullTuning, LoraTuning, ModelConfig, Tuning
 from policies.loading import load_backbone
-from reward.model import RewardModel, last_states
+from reward.model import RewardModel, last_tokens
 from reward.normalization import Normalizer
 from reward.scoring import score_sequences
 from reward.shared_model import SharedRewardModel, shared_parts
@@ -58,11 +58,10 @@ def scores_of(model, token_budget=10_000):
         return score_sequences(model, SEQUENCES, token_budget=token_budget)
 
 
-def test_the_last_state_is_that_of_the_last_real_token():
-    hidden = torch.arange(2 * 3 * 2).reshape(2, 3, 2).float()
-    mask = torch.tensor([[True, True, True], [True, False, False]])
+def test_the_last_token_is_the_last_real_one():
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
 
-    assert last_states(hidden, mask).tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert last_tokens(mask).tolist() == [2, 0, 0]
 
 
 def test_scores_do_not_depend_on_padding_order_or_batch(folder):

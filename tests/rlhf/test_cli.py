@@ -440,3 +440,19 @@ def test_a_folder_that_holds_a_run_is_refused_before_the_stage_is_imported(
     bench.module.run = bench.run  # pyright: ignore[reportAttributeAccessIssue]
     assert bench.main("train", "train.yaml", "--resume") == 0
     assert bench.main("look") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_process_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+
+    def faults(prepare: str) -> int:
+        code = (
+            f"import resource\nfrom rlhf.process_environment import prepare_environment\n{prepare}\n"
+            "for _ in range(20): b'x' * 2**26\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+        )
+        return int(run_python(code).stdout)
+
+    assert faults("prepare_environment()") < faults("pass") / 2

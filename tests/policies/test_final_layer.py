@@ -1,13 +1,13 @@
 # torch.nn.Module types its attributes as Tensor | Module, which these tests know better.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalOperand=false
-# pyright: reportCallIssue=false, reportReturnType=false
-"""The last MLP, computed only where its output is read."""
+# pyright: reportCallIssue=false, reportReturnType=false, reportIndexIssue=false
+"""The end of the last layer, computed only where its output is read."""
 
 import pytest
 import torch
 from torch import nn
 
-from policies.final_mlp import computed_only_at, final_mlp
+from policies.final_layer import computed_only_at, final_parts
 from tests.tiny_models import build_model
 
 INPUT = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -15,9 +15,9 @@ READ = torch.tensor([3, 6])
 """Places among the eight tokens: the last of the first row, the third of the second."""
 
 
-def states_and_gradients(body, mlp):
+def states_and_gradients(body, parts):
     body.zero_grad(set_to_none=True)
-    with computed_only_at(mlp, READ):
+    with computed_only_at(parts, READ):
         hidden = body(input_ids=INPUT, use_cache=False).last_hidden_state
     states = hidden.flatten(0, 1)[READ]
     (states * torch.linspace(-1, 1, states.numel()).reshape(states.shape)).sum().backward()
@@ -27,12 +27,12 @@ def states_and_gradients(body, mlp):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox", "gemma2"])
 def test_states_that_are_read_and_their_gradients_stay_the_same(architecture):
     body = build_model(architecture, 300).base_model
-    mlp = final_mlp(body)
-    whole, expected = states_and_gradients(body, None)
+    parts = final_parts(body)
+    whole, expected = states_and_gradients(body, [])
 
-    states, received = states_and_gradients(body, mlp)
+    states, received = states_and_gradients(body, parts)
 
-    assert mlp is not None
+    assert parts
     torch.testing.assert_close(states, whole, rtol=1e-5, atol=1e-5)
     for name, gradient in expected.items():
         assert (gradient is None) == (received[name] is None)
@@ -41,17 +41,22 @@ def test_states_that_are_read_and_their_gradients_stay_the_same(architecture):
             torch.testing.assert_close(received[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5)
 
 
-def test_the_mlp_reads_those_tokens_alone_and_everything_again_afterwards():
+def test_the_parts_read_those_tokens_alone_and_everything_again_afterwards():
     body = build_model("llama", 300).base_model
-    mlp = final_mlp(body)
-    assert mlp is not None
+    last = body.layers[-1]
+    parts = final_parts(body)
+    assert parts == [last.self_attn.q_proj, last.self_attn.o_proj, last.mlp]
     seen = []
-    mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    for module in (last.self_attn.k_proj, last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.gate_proj):
+        # Behind the hook that selects tokens.
+        module.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
 
-    states_and_gradients(body, mlp)
+    with computed_only_at(parts, READ):
+        body(input_ids=INPUT, use_cache=False)
+    assert sorted(seen) == [(2, 4, 32), (2, 32), (2, 32), (2, 32)]
+    seen.clear()
     body(input_ids=INPUT, use_cache=False)
-
-    assert seen == [(2, 32), (2, 4, 32)]
+    assert seen == [(2, 4, 32)] * 4
 
 
 class Layers(nn.Module):
@@ -72,7 +77,7 @@ class WithResidual(nn.Module):
 def test_mlps_that_route_or_take_more_than_states_are_left_alone():
     router = nn.Sequential()
     router.add_module("gate", nn.Linear(4, 2))
-    assert final_mlp(Layers(nn.Identity())) is not None
-    assert final_mlp(Layers(router)) is None
-    assert final_mlp(Layers(WithResidual())) is None
-    assert final_mlp(nn.Linear(2, 2)) is None
+    assert len(final_parts(Layers(nn.Identity()))) == 1
+    assert final_parts(Layers(router)) == []
+    assert final_parts(Layers(WithResidual())) == []
+    assert final_parts(nn.Linear(2, 2)) == []
