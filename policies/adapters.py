@@ -48,11 +48,18 @@ class AdapterSet:
     Args:
         model: The base.
         tokenizer: Its tokenizer; needed by prompt tuning that starts from a text.
+        task: PEFT's name of what the base does, as adapter folders record it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        task: TaskType = TaskType.CAUSAL_LM,
+    ) -> None:
         self.model = model
-        self._tokenizer = tokenizer
+        self._tokenizer, self._task = tokenizer, task
         self._configs: dict[str, PeftConfig] = {}
         self._layers = InjectedLayers(model)
         self._virtual = VirtualTokens(model)
@@ -101,6 +108,7 @@ class AdapterSet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = peft_config(self.model, tuning)
+            config.task_type = self._task
             is_pissa = isinstance(tuning, LoraTuning) and tuning.variant == "pissa"
             self._create(name, config, initial_ids=self._initial_ids(tuning), has_start=is_pissa)
             if is_pissa:
@@ -128,7 +136,7 @@ class AdapterSet:
         metadata = load_metadata(folder)
         self._require_same_base(folder, metadata)
         tensors = _without_head(load_peft_weights(str(folder), device="cpu"), config, folder)
-        config.task_type, cast(Any, config).modules_to_save = TaskType.CAUSAL_LM, None
+        config.task_type, cast(Any, config).modules_to_save = self._task, None
         # A prompt encoder is not in the folder, only what it has computed; PEFT says so by this flag.
         config.inference_mode = isinstance(config, PromptLearningConfig)
         has_start = isinstance(config, LoraConfig) and _PISSA_RANK in metadata
