@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from policies.config import FullTuning, HeadTuning, LoraTuning, StrictModel, virtual_tokens_of
 from reward.config import RewardSource
 from rlhf.config.algorithm import AdaptiveKl, AlgorithmConfig, GaeAdvantages
+from rlhf.config.retention import EwcRetention
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement
 from rollout.config import RolloutConfig, VllmEngineConfig
@@ -211,6 +212,22 @@ class PpoConfig(StageConfig):
             raise ValueError(
                 f"placement.learner.sharding=full with model.quantization={self.model.quantization}: what is held in 8 "
                 "or 4 bits cannot be cut over ranks; set sharding=none, or quantization=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fisher_information_can_be_had(self) -> "PpoConfig":
+        if not isinstance(self.algorithm.retention, EwcRetention):
+            return self
+        if self.algorithm.retention.data is None:
+            raise ValueError(
+                "algorithm.retention.data is missing: algorithm.retention.kind=ewc needs old rows (demonstrations, or "
+                "rows with `text`); name them, or set kind=l2_sp"
+            )
+        if isinstance(self.placement, SplitPlacement) and self.placement.learner.sharding == "full":
+            raise ValueError(
+                "placement.learner.sharding=full: algorithm.retention.kind=ewc takes gradients of whole layers, one "
+                "example after the other; set sharding=none, or algorithm.retention.kind=l2_sp"
             )
         return self
 

@@ -22,7 +22,10 @@ ROWS = (0, 1, 2, 1, 0, 2, 1)
 FULL = {"kind": "full"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora, adapter critic": {},
-    "full, second model": {"model": {"tuning": FULL}},
+    "full, second model, l2_sp": {
+        "model": {"tuning": FULL},
+        "algorithm": {"retention": {"kind": "l2_sp", "coefficient": 0.5}},
+    },
 }
 MORE_VARIANTS: dict[str, dict[str, Any]] = {
     "lora, head on the trunk": {"critic": {"kind": "head"}},
