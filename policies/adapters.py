@@ -16,10 +16,11 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType
 from peft.config import PromptLearningConfig
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -181,7 +182,8 @@ class AdapterSet:
 
         Merged copies take the place of the base weights and the originals return afterwards, so nothing drifts.
         Outputs equal those of `use` up to rounding; with a bfloat16 base the rounding is large, so keep to `use`
-        there. Other methods, and DoRA, are used as they are. No gradients.
+        there. Other methods, DoRA, and adapters of an embedding that is the output layer, too, are used as they are. No
+        gradients.
         """
         if name is not None and not self._is_sum(name):
             with self.use(name), torch.no_grad():
@@ -314,6 +316,8 @@ class AdapterSet:
             reason = "its virtual tokens stand before a text, and no weight can hold them"
         elif self.kind(name) == "BOTTLENECK":
             reason = "a function stands between its two layers, so no weight can hold it"
+        elif self._adapts_tied_embedding(name):
+            reason = "the embedding that it adapts is the output layer, too, and only one of them is meant"
         elif isinstance(config, BitFitConfig) and (missing := self._without_bias(name)):
             reason = f"{missing} of {type(self.model).__name__} has no bias that its folder could hold"
         else:
@@ -327,7 +331,14 @@ class AdapterSet:
 
     def _is_sum(self, name: str) -> bool:
         config = self._configs[self._require(name)]
-        return isinstance(config, LoraConfig) and not config.use_dora
+        is_lora = isinstance(config, LoraConfig) and not config.use_dora
+        return is_lora and not self._adapts_tied_embedding(name)
+
+    def _adapts_tied_embedding(self, name: str) -> bool:
+        output = cast(nn.Module | None, self.model.get_output_embeddings())
+        tied = getattr(output.get_base_layer() if isinstance(output, BaseTunerLayer) else output, "weight", None)
+        layers = (layer.get_base_layer() for _, layer in self._layers.of(name))
+        return any(isinstance(layer, nn.Embedding) and layer.weight is tied for layer in layers)
 
     def _parts(self, name: str) -> list[str]:
         return [name, self._starts[name]] if name in self._starts else [name]

@@ -140,16 +140,18 @@ class PpoConfig(StageConfig):
     @model_validator(mode="after")
     def _tuning_fits_the_layout(self) -> "PpoConfig":
         tuning = self.model.tuning
-        is_plain_lora = isinstance(tuning, LoraTuning) and tuning.variant == "plain"
+        is_plain_lora = isinstance(tuning, LoraTuning) and tuning.variant == "plain" and not tuning.embeddings
         if (
             isinstance(self.rollout.engine, VllmEngineConfig)
             and not isinstance(tuning, FullTuning)
             and not is_plain_lora
         ):
-            variant = f", variant={tuning.variant}" if isinstance(tuning, LoraTuning) else ""
+            is_lora = isinstance(tuning, LoraTuning)
+            variant = f", variant={tuning.variant}, embeddings={str(tuning.embeddings).lower()}" if is_lora else ""
             raise ValueError(
                 f"rollout.engine.kind=vllm: vLLM cannot sample from model.tuning.kind={tuning.kind}{variant}; set "
-                "rollout.engine.kind=compiled or hf, or model.tuning.kind=lora with variant=plain"
+                "rollout.engine.kind=compiled or hf, or model.tuning.kind=lora with variant=plain and "
+                "embeddings=false"
             )
         is_sharded = isinstance(self.placement, SplitPlacement) and self.placement.learner.sharding == "full"
         if is_sharded and not isinstance(tuning, FullTuning | LoraTuning):

@@ -15,6 +15,8 @@ def _trains_whole_or_with_lora(tuning: Tuning) -> FullTuning | LoraTuning:
         raise ValueError(
             f"kind={tuning.kind}: of an encoder-decoder all weights train, or a LoRA adapter; set kind=full or lora"
         )
+    if isinstance(tuning, LoraTuning) and tuning.embeddings:
+        raise ValueError("embeddings=true: encoder and decoder share one embedding; set embeddings=false")
     return tuning
 
 
