@@ -100,6 +100,16 @@ def test_two_ranks_give_the_numbers_of_one_with_every_option(
 
 
 @pytest.mark.slow
+def test_two_ranks_share_the_examples_of_the_fisher_information(ranks: RankProcesses, settings: dict[str, Any]) -> None:
+    retention = {"kind": "ewc", "coefficient": 0.5, "data": "old.jsonl"}
+    settings = merged(settings, algorithm={"retention": retention})
+    experience = experience_of(settings)
+    one = rank_tasks.update_twice(ALONE, settings, experience, is_sharded=False)
+    assert one.metrics[0]["loss/retention"] > 0
+    assert_alike(one, ranks.run(rank_tasks.update_twice, settings, experience, is_sharded=False))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_sharded", [False, True], ids=["whole", "sharded"])
 def test_bfloat16_weights_move_as_their_float32_masters_on_two_ranks(
     ranks: RankProcesses, settings: dict[str, Any], *, is_sharded: bool

@@ -209,3 +209,14 @@ def test_decoding_copies_weights_only_where_that_pays(tmp_path: Path) -> None:
     terms = memory_plan.rollout_terms(plain, LORA, STEP, "cpu")
     assert terms["merged weights"] == 0
     assert terms["keys and values"] == memory_terms.cache_bytes(SHAPE, 8 * 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("retention", "numbers"), [({"kind": "none"}, 0), ({"kind": "l2_sp"}, 1), ({"kind": "ewc", "data": "old"}, 2)]
+)
+def test_a_pull_of_weights_keeps_their_start_and_ewc_a_fisher_value_of_each(
+    tmp_path: Path, tiny_llama_folder: Path, retention: dict[str, Any], numbers: int
+) -> None:
+    config = ppo_config(tmp_path, tiny_llama_folder, algorithm={"retention": retention})
+    terms = memory_plan.learner_terms(config, LORA, trains_beside_reference=True)
+    assert terms["retention"] == numbers * 348 * 4
