@@ -262,6 +262,17 @@ def test_an_adapter_of_an_embedding_that_is_the_output_layer_too_leaves_the_outp
         adapters.merged_model("policy")
 
 
+def test_an_embedding_of_its_own_is_merged_for_decoding_and_comes_back(tiny_model: Callable[[str], PreTrainedModel]):
+    adapters = with_adapter(tiny_model("llama"), "lora_embeddings")
+    base = logits(adapters.model)
+    randomize(adapters, "policy", seed=1)
+    with adapters.use("policy"), torch.no_grad():
+        expected = logits(adapters.model)
+    with adapters.merged("policy"):
+        assert torch.allclose(logits(adapters.model), expected, atol=1e-3)
+    assert torch.equal(logits(adapters.model), base)
+
+
 @pytest.mark.parametrize("variant", ["dora", "pissa"])
 def test_embeddings_have_plain_updates(variant: str):
     with pytest.raises(ValueError, match=f"embeddings=true with variant={variant}: embeddings are adapted by plain"):
