@@ -71,13 +71,6 @@ class InjectedLayers:
             entry for path, layer in self._layers for entry in _named_parameters(path, layer, name)
         ]
 
-    def _build(self, method: PeftType, name: str, config: PeftConfig) -> None:
-        if self._tuner is None:
-            self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[method](self._model, {name: config}, name)
-        else:
-            self._tuner.peft_config[name] = config
-            self._tuner.inject_adapter(self._model, name)
-
     def of(self, name: str) -> list[tuple[str, BaseTunerLayer]]:
         """The layers that carry an adapter, by their path."""
         return [(path, layer) for path, layer in self._layers if name in layer._get_available_adapters()]
@@ -118,6 +111,13 @@ class InjectedLayers:
             delta = sum(cast(Any, layer).get_delta_weight(name).float() for name in names)
             weight.data = (weight.data.float() + cast(Tensor, delta)).to(weight.dtype)
         return originals
+
+    def _build(self, method: PeftType, name: str, config: PeftConfig) -> None:
+        if self._tuner is None:
+            self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[method](self._model, {name: config}, name)
+        else:
+            self._tuner.peft_config[name] = config
+            self._tuner.inject_adapter(self._model, name)
 
     def _require_same_kind(self, name: str, kind: str) -> None:
         for other, own in self._kinds.items():

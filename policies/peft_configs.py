@@ -148,7 +148,7 @@ def _lora_paths(model: PreTrainedModel, tuning: LoraTuning) -> list[str]:
     paths = _linear_paths(model, tuning.target_modules)
     if tuning.layers is not None:
         paths = in_layers(model, paths, tuning.layers)
-    return [*paths, input_embedding(model)[0]] if tuning.embeddings else paths
+    return [*paths, _embedding_path(model)] if tuning.embeddings else paths
 
 
 def _linear_paths(model: PreTrainedModel, targets: Literal["all-linear"] | tuple[str, ...]) -> list[str]:
@@ -160,11 +160,10 @@ def _linear_paths(model: PreTrainedModel, targets: Literal["all-linear"] | tuple
     ]
 
 
-def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Module]:
-    """Path of the input embedding, and the embedding itself without an adapter layer around it."""
+def _embedding_path(model: PreTrainedModel) -> str:
     wrapped = cast(nn.Module, model.get_input_embeddings())
     embedding = wrapped.get_base_layer() if isinstance(wrapped, BaseTunerLayer) else wrapped
-    return next((path, module) for path, module in base_modules(model) if module is embedding)
+    return next(path for path, module in base_modules(model) if module is embedding)
 
 
 def _ia3(model: PreTrainedModel, tuning: Ia3Tuning) -> IA3Config:
