@@ -16,10 +16,11 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType
 from peft.config import PromptLearningConfig
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,11 +49,18 @@ class AdapterSet:
     Args:
         model: The base.
         tokenizer: Its tokenizer; needed by prompt tuning that starts from a text.
+        task: PEFT's name of what the base does, as adapter folders record it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        task: TaskType = TaskType.CAUSAL_LM,
+    ) -> None:
         self.model = model
-        self._tokenizer = tokenizer
+        self._tokenizer, self._task = tokenizer, task
         self._configs: dict[str, PeftConfig] = {}
         self._layers = InjectedLayers(model)
         self._virtual = VirtualTokens(model)
@@ -101,6 +109,7 @@ class AdapterSet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = peft_config(self.model, tuning)
+            config.task_type = self._task
             is_pissa = isinstance(tuning, LoraTuning) and tuning.variant == "pissa"
             self._create(name, config, initial_ids=self._initial_ids(tuning), has_start=is_pissa)
             if is_pissa:
@@ -128,7 +137,7 @@ class AdapterSet:
         metadata = load_metadata(folder)
         self._require_same_base(folder, metadata)
         tensors = _without_head(load_peft_weights(str(folder), device="cpu"), config, folder)
-        config.task_type, cast(Any, config).modules_to_save = TaskType.CAUSAL_LM, None
+        config.task_type, cast(Any, config).modules_to_save = self._task, None
         # A prompt encoder is not in the folder, only what it has computed; PEFT says so by this flag.
         config.inference_mode = isinstance(config, PromptLearningConfig)
         has_start = isinstance(config, LoraConfig) and _PISSA_RANK in metadata
@@ -173,7 +182,8 @@ class AdapterSet:
 
         Merged copies take the place of the base weights and the originals return afterwards, so nothing drifts.
         Outputs equal those of `use` up to rounding; with a bfloat16 base the rounding is large, so keep to `use`
-        there. Other methods, and DoRA, are used as they are. No gradients.
+        there. Other methods, DoRA, and adapters of an embedding that is the output layer, too, are used as they are. No
+        gradients.
         """
         if name is not None and not self.is_sum(name):
             with self.use(name), torch.no_grad():
@@ -306,6 +316,8 @@ class AdapterSet:
             reason = "its virtual tokens stand before a text, and no weight can hold them"
         elif self.kind(name) == "BOTTLENECK":
             reason = "a function stands between its two layers, so no weight can hold it"
+        elif self._adapts_tied_embedding(name):
+            reason = "the embedding that it adapts is the output layer, too, and only one of them is meant"
         elif isinstance(config, BitFitConfig) and (missing := self._without_bias(name)):
             reason = f"{missing} of {type(self.model).__name__} has no bias that its folder could hold"
         else:
@@ -320,7 +332,14 @@ class AdapterSet:
     def is_sum(self, name: str) -> bool:
         """Whether an adapter is a term beside each layer's own, which reads nothing of it: LoRA, but not DoRA."""
         config = self._configs[self._require(name)]
-        return isinstance(config, LoraConfig) and not config.use_dora
+        is_lora = isinstance(config, LoraConfig) and not config.use_dora
+        return is_lora and not self._adapts_tied_embedding(name)
+
+    def _adapts_tied_embedding(self, name: str) -> bool:
+        output = cast(nn.Module | None, self.model.get_output_embeddings())
+        tied = getattr(output.get_base_layer() if isinstance(output, BaseTunerLayer) else output, "weight", None)
+        layers = (layer.get_base_layer() for _, layer in self._layers.of(name))
+        return any(isinstance(layer, nn.Embedding) and layer.weight is tied for layer in layers)
 
     def _parts(self, name: str) -> list[str]:
         return [name, self._starts[name]] if name in self._starts else [name]

@@ -46,6 +46,18 @@ class LoraTuning(StrictModel):
     variant: Literal["plain", "rslora", "dora", "pissa"] = "plain"
     """`rslora` scales by alpha / sqrt(rank) (Kalajdzievski 2023); `dora` trains the norms of the weights, too (Liu et
     al. 2024); `pissa` starts from the principal components of the weights (Meng et al. 2024)."""
+    embeddings: bool = False
+    """The input embedding is adapted, too, by r (vocabulary + hidden size) weights: for tasks that single words decide,
+    on a base that knows little of them. `plain` and `rslora` only."""
+
+    @model_validator(mode="after")
+    def _embeddings_of_plain_updates(self) -> Self:
+        if self.embeddings and self.variant not in ("plain", "rslora"):
+            raise ValueError(
+                f"embeddings=true with variant={self.variant}: embeddings are adapted by plain updates only; set "
+                "variant=plain or rslora, or embeddings=false"
+            )
+        return self
 
 
 class Ia3Tuning(StrictModel):

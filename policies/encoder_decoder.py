@@ -1,21 +1,28 @@
 """An encoder-decoder model (T5-like) with its tokenizer: loading, log-probs of targets, generation.
 
 The counterpart of `loading` and `causal` for models that read an input and write a target. It stays apart from
-`Backbone`: adapters, packing and rollout engines are for decoders, and PPO takes decoders only. An input is
-`prompt <eos>`, a target `completion <eos>`; the decoder starts from the model's start token.
+`Backbone`: packing and rollout engines are for decoders, and PPO takes decoders only. What trains is the model itself,
+or a LoRA adapter on it. An input is `prompt <eos>`, a target `completion <eos>`; the decoder starts from the model's
+start token.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import TaskType
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase, T5Config
 
-from policies.config import EncoderDecoderArchitecture, ModelConfig
+from policies.adapters import AdapterSet
+from policies.base_identity import base_parameters
+from policies.checkpoint import save_model
+from policies.config import EncoderDecoderArchitecture, FullTuning, LoraTuning, ModelConfig
+from policies.loading import POLICY_ADAPTER, prepare_adapter
 from policies.logprobs import response_states, token_logprobs
 from policies.sequences import SequenceBatch, TokenIds, pad_sequences
 from policies.sources import resolve_source, unreachable
@@ -31,18 +38,27 @@ class EncoderDecoder:
     Attributes:
         model: The transformers model.
         tokenizer: Its tokenizer.
+        adapters: Adapters on the model.
+        adapter: The one that it answers with, and that trains; None is the model itself.
         device: Where it lives.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
+        self.adapters = AdapterSet(model, tokenizer, task=TaskType.SEQ_2_SEQ_LM)
+        self.adapter: str | None = None
         self.device = model.device
 
     @property
     def context_tokens(self) -> int:
         """Longest input or target, by the tokenizer: relative positions have no end of their own."""
         return int(min(self.tokenizer.model_max_length, 2**31 - 1))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, those of adapters left out."""
+        return sum(parameter.numel() for _, parameter in base_parameters(self.model))
 
     @property
     def sentinel_ids(self) -> list[int]:
@@ -53,19 +69,44 @@ class EncoderDecoder:
             ids.append(vocabulary[name])
         return ids
 
+    def tune(self, tuning: FullTuning | LoraTuning, *, seed: int) -> None:
+        """Decides what trains: all weights, or an adapter, which is added if the model came without.
+
+        Raises:
+            ValueError: it came with one, and the model itself is to train.
+        """
+        self.adapter = prepare_adapter(self.adapters, tuning, seed=seed)
+
     def trainable(self) -> list[tuple[str, Parameter]]:
-        """Every weight, by name."""
-        return list(self.model.named_parameters())
+        """What trains, by name, with gradients let in: the adapter's weights, or all of the model's."""
+        if self.adapter is not None:
+            return self.adapters.trainable(self.adapter)
+        parameters = list(self.model.named_parameters())
+        for _, parameter in parameters:
+            parameter.requires_grad = True
+        return parameters
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight, by name; shares memory with the model."""
+        """What training changes, by name; shares memory with the model."""
+        if self.adapter is not None:
+            return self.adapters.state(self.adapter)
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites what `weights` returned."""
+        if self.adapter is not None:
+            self.adapters.load_state(self.adapter, tensors)
+            return
         for name, parameter in self.model.named_parameters():
             parameter.copy_(tensors[name])
+
+    def save(self, folder: str | Path, metadata: Mapping[str, Any]) -> None:
+        """Writes an ordinary Hugging Face folder, or an adapter as PEFT does."""
+        if self.adapter is None:
+            save_model(folder, self.model, self.tokenizer, metadata)
+        else:
+            self.adapters.save(self.adapter, folder, tokenizer=self.tokenizer, metadata=metadata)
 
     def target_logprobs(self, inputs: Sequence[TokenIds], targets: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
         """Log-probability of every target token given the input and the target before it.
@@ -83,7 +124,8 @@ class EncoderDecoder:
         start = np.array([self._start_id], dtype=np.int32)
         # To the decoder, the start token is a prompt of one token and the target the response to it.
         batch = pad_sequences([start] * len(targets), list(targets), pad_id=self._pad_id, device=self.device)
-        logits = self._decoder_logits(source, mask, batch)
+        with self.adapters.use(self.adapter):
+            logits = self._decoder_logits(source, mask, batch)
         found = token_logprobs(response_states(logits, batch), batch, lambda rows: rows, temperature=1.0)
         return found.logprobs, batch.response_mask
 
@@ -96,7 +138,7 @@ class EncoderDecoder:
         The numbers drawn depend on which inputs are sampled together; at a temperature near 0 that changes nothing.
         """
         source, mask = self._padded(inputs)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), self.adapters.use(self.adapter):
             torch.manual_seed(seed)
             found: Any = cast(Any, self.model).generate(
                 input_ids=source,
@@ -161,18 +203,23 @@ def is_encoder_decoder(path: str) -> bool:
 
 
 def load_encoder_decoder(path: str, device: torch.device) -> EncoderDecoder:
-    """The model of a folder.
+    """The model of a folder; where that holds an adapter, its base with the adapter on.
 
     Raises:
         ValueError: it cannot be loaded, or is none.
     """
     if not is_encoder_decoder(path):
         raise ValueError(f"model.path={path!r}: not an encoder-decoder; `rlhf pretrain` and `rlhf sft` train decoders")
+    source = resolve_source(path)
     try:
-        model = cast(PreTrainedModel, AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32))
+        model = cast(PreTrainedModel, AutoModelForSeq2SeqLM.from_pretrained(source.base, dtype=torch.float32))
     except (OSError, ValueError, ImportError) as error:
         raise unreachable(path, error) from error
-    return EncoderDecoder(cast(Any, model).to(device), load_tokenizer(ModelConfig(path=path)))
+    loaded = EncoderDecoder(cast(Any, model).to(device), load_tokenizer(ModelConfig(path=path)))
+    if source.adapter is not None:
+        loaded.adapters.load(POLICY_ADAPTER, source.adapter)
+        loaded.adapter = POLICY_ADAPTER
+    return loaded
 
 
 def random_encoder_decoder(

@@ -5,6 +5,7 @@ methods do not share a module.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -51,11 +52,10 @@ class InjectedLayers:
         self._require_same_kind(name, kind)
         trains = {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
         try:
-            if self._tuner is None:
-                self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[method](self._model, {name: config}, name)
-            else:
-                self._tuner.peft_config[name] = config
-                self._tuner.inject_adapter(self._model, name)
+            with warnings.catch_warnings():
+                # An embedding that is the output layer, too, is adapted at the input alone, and never merged.
+                warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+                self._build(method, name, config)
         except ValueError as error:
             targets = cast(Any, config).target_modules
             raise ValueError(f"model.tuning.target_modules={targets!r}: {str(error).splitlines()[0]}") from error
@@ -111,6 +111,13 @@ class InjectedLayers:
             delta = sum(cast(Any, layer).get_delta_weight(name).float() for name in names)
             weight.data = (weight.data.float() + cast(Tensor, delta)).to(weight.dtype)
         return originals
+
+    def _build(self, method: PeftType, name: str, config: PeftConfig) -> None:
+        if self._tuner is None:
+            self._tuner = PEFT_TYPE_TO_TUNER_MAPPING[method](self._model, {name: config}, name)
+        else:
+            self._tuner.peft_config[name] = config
+            self._tuner.inject_adapter(self._model, name)
 
     def _require_same_kind(self, name: str, kind: str) -> None:
         for other, own in self._kinds.items():

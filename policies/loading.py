@@ -402,23 +402,28 @@ def prepare_policy(backbone: Backbone, tuning: Tuning, *, seed: int) -> str | No
     Raises:
         ValueError: if the model came with an adapter, and the model itself is to train, or another method.
     """
-    if POLICY_ADAPTER in backbone.adapters.names:
+    return prepare_adapter(backbone.adapters, tuning, seed=seed)
+
+
+def prepare_adapter(adapters: AdapterSet, tuning: Tuning, *, seed: int) -> str | None:
+    """`prepare_policy` of the adapters on any model."""
+    if POLICY_ADAPTER in adapters.names:
         if isinstance(tuning, FullTuning):
             raise ValueError(
                 "model.tuning.kind=full: model.path holds an adapter, and full tuning would leave it out; set "
                 "model.tuning.kind to the adapter's (such as lora) to go on training it, or `rlhf export` it first"
             )
-        _require_same_method(backbone, tuning)
+        _require_same_method(adapters, tuning)
         logger.info("training continues the adapter of model.path; its shape stays (rank and alpha, ...)")
         return POLICY_ADAPTER
     if isinstance(tuning, FullTuning):
         return None
-    backbone.adapters.add(POLICY_ADAPTER, tuning, seed=seed)
+    adapters.add(POLICY_ADAPTER, tuning, seed=seed)
     return POLICY_ADAPTER
 
 
-def _require_same_method(backbone: Backbone, tuning: AdapterTuning) -> None:
-    found, wanted = backbone.adapters.kind(POLICY_ADAPTER), peft_type_of(tuning)
+def _require_same_method(adapters: AdapterSet, tuning: AdapterTuning) -> None:
+    found, wanted = adapters.kind(POLICY_ADAPTER), peft_type_of(tuning)
     if found != wanted:
         raise ValueError(
             f"model.tuning.kind={tuning.kind}: model.path holds an adapter of PEFT's type {found}, not {wanted}; set "

@@ -128,10 +128,8 @@ def lora_config(
     """The configuration of a new LoRA adapter; the start of `variant=pissa` is `policies.pissa`'s."""
     targets = tuning.target_modules
     names = targets if isinstance(targets, str) else list(targets)
-    if tuning.layers is not None:
-        names = in_layers(
-            cast(PreTrainedModel, model), _lora_paths(cast(PreTrainedModel, model), targets), tuning.layers
-        )
+    if tuning.layers is not None or tuning.embeddings:
+        names = _lora_paths(cast(PreTrainedModel, model), tuning)
     return LoraConfig(
         task_type=task,
         r=tuning.rank,
@@ -145,13 +143,27 @@ def lora_config(
     )
 
 
-def _lora_paths(model: PreTrainedModel, targets: Literal["all-linear"] | tuple[str, ...]) -> list[str]:
+def _lora_paths(model: PreTrainedModel, tuning: LoraTuning) -> list[str]:
+    """Of the linear layers that are adapted, and of the input embedding where it is."""
+    paths = _linear_paths(model, tuning.target_modules)
+    if tuning.layers is not None:
+        paths = in_layers(model, paths, tuning.layers)
+    return [*paths, _embedding_path(model)] if tuning.embeddings else paths
+
+
+def _linear_paths(model: PreTrainedModel, targets: Literal["all-linear"] | tuple[str, ...]) -> list[str]:
     if targets != "all-linear":
         return matching_paths(model, targets)
     output = _output_module(model)
     return [
         path for path, module in base_modules(model) if isinstance(module, nn.Linear | Conv1D) and module is not output
     ]
+
+
+def _embedding_path(model: PreTrainedModel) -> str:
+    wrapped = cast(nn.Module, model.get_input_embeddings())
+    embedding = wrapped.get_base_layer() if isinstance(wrapped, BaseTunerLayer) else wrapped
+    return next(path for path, module in base_modules(model) if module is embedding)
 
 
 def _ia3(model: PreTrainedModel, tuning: Ia3Tuning) -> IA3Config:

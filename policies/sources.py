@@ -3,8 +3,10 @@
 Owns the question of where files come from; it reads no weights.
 """
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +82,15 @@ def unreachable(path: str, error: Exception) -> ValueError:
     if Path(path).is_dir():
         return ValueError(f"model.path={path!r} cannot be loaded: {reason}")
     return ValueError(f"model.path={path!r} is no folder, and the hub does not serve it ({reason}); check the path")
+
+
+@contextlib.contextmanager
+def naming_models(field: str) -> Iterator[None]:
+    """Inside, what is refused about a model names this field, for stages with models beside `model.path`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.path", field)) from error
 
 
 def _adapter_config_file(path: str) -> str | None:

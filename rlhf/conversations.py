@@ -59,6 +59,7 @@ def examples_from_rows(
     source: str,
     on_bad_row: Literal["error", "skip"] = "error",
     chat_template: str | None = None,
+    limit: str = "max_tokens",
 ) -> ExampleSet:
     """Tokenizes demonstrations.
 
@@ -69,6 +70,7 @@ def examples_from_rows(
         source: Where the rows come from, for errors.
         on_bad_row: "error" stops at the first bad row; "skip" leaves bad rows out and lists them.
         chat_template: Jinja template for messages; None takes the tokenizer's own.
+        limit: What `max_tokens` is, for errors.
 
     Raises:
         ValueError: naming source, row and field of a bad row, or where no row is left.
@@ -77,7 +79,7 @@ def examples_from_rows(
     skipped: list[str] = []
     for number, row in enumerate(rows):
         try:
-            examples += _encode(row, tokenizer, max_tokens, chat_template)
+            examples += _encode(row, tokenizer, max_tokens, chat_template, limit)
         except _BadRowError as error:
             message = f"{source}, row {number}: {error}"
             if on_bad_row == "error":
@@ -88,11 +90,13 @@ def examples_from_rows(
     return ExampleSet(examples, skipped)
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int, chat_template: str | None) -> list[Example]:
+def _encode(
+    row: Row, tokenizer: PreTrainedTokenizerBase, max_tokens: int, chat_template: str | None, limit: str
+) -> list[Example]:
     examples = [_join(prompt, answer, tokenizer) for prompt, answer in _exchanges(row, tokenizer, chat_template)]
     longest = max(len(example.token_ids) for example in examples)
     if longest > max_tokens:
-        raise _BadRowError(f"{longest} tokens are more than max_tokens={max_tokens}: shorten it or raise max_tokens")
+        raise _BadRowError(f"{longest} tokens are more than {limit}={max_tokens}: shorten it or raise {limit}")
     return examples
 
 

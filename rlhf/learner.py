@@ -25,7 +25,10 @@ from rlhf.algorithms.masked import zero_outside
 from rlhf.algorithms.policy_losses import MAX_LOG_RATIO, clipped_policy_loss, truncated_importance_weights
 from rlhf.algorithms.value_losses import clipped_value_loss
 from rlhf.config import AlgorithmConfig, PpoConfig
+from rlhf.config.retention import EwcRetention
+from rlhf.conversations import Example
 from rlhf.experience import Experience
+from rlhf.forgetting.weight_anchor import anchor_weights
 from rlhf.optimization import NonFiniteLossError, require_finite
 from rlhf.row_shares import RowShare, share_rows
 from rlhf.runtime.distributed import ALONE, Ranks
@@ -67,6 +70,7 @@ class Learner:
             none.
         config: The run's configuration; `algorithm`, the optimizers, `micro_batch_tokens`, `steps` and `seed` are read.
         ptx: Pretraining text; required exactly when `algorithm.ptx` is set.
+        old: Examples of `algorithm.retention.data`; there are some exactly where it is set.
         ranks: Those that compute each update together; all are built and called alike.
     """
 
@@ -77,10 +81,14 @@ class Learner:
         *,
         config: PpoConfig,
         ptx: TextStream | None = None,
+        old: Sequence[Example] = (),
         ranks: Ranks = ALONE,
     ) -> None:
         assert (critic is not None) == config.has_critic, "a critic belongs to algorithm.advantages.kind=gae"
         assert (ptx is None) == (config.algorithm.ptx is None), "a pretraining stream belongs to algorithm.ptx"
+        assert bool(old) == isinstance(config.algorithm.retention, EwcRetention), (
+            "old rows belong to retention.kind=ewc"
+        )
         self._policy, self._critic, self._ptx, self._ranks = policy, critic, ptx, ranks
         self._algorithm: AlgorithmConfig = config.algorithm
         self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
@@ -89,6 +97,15 @@ class Learner:
                 backbone.checkpoint_activations()
         updates = config.steps * config.algorithm.epochs * config.algorithm.minibatches
         self._policy_training = TrainedModel("policy", policy.trainable(), config.optimizer, updates, ranks=ranks)
+        self._anchor = anchor_weights(
+            config.algorithm.retention,
+            policy,
+            [parameter for _, parameter in self._policy_training.parameters],
+            old,
+            seed=config.seed,
+            ranks=ranks,
+            total=self._policy_training.total,
+        )
         self._trained = [self._policy_training]
         if critic is not None:
             self._trained.append(
@@ -229,8 +246,9 @@ class Learner:
         metrics = _to_floats(_over_ranks(totals, self._ranks))
         for model in self._trained:
             model.sum_gradients()
-        metrics |= self._ptx_backward()
-        metrics |= self._step(metrics["loss/policy"] + metrics.get("loss/ptx", 0.0), metrics.get("loss/value", 0.0))
+        metrics |= self._ptx_backward() | self._pull_back()
+        policy_loss = sum(metrics.get(f"loss/{part}", 0.0) for part in ("policy", "ptx", "retention"))
+        metrics |= self._step(policy_loss, metrics.get("loss/value", 0.0))
         computed, needed = self._ranks.total(*map(sum, zip(*padding, strict=True)))
         metrics["perf/padding_waste"] = 1.0 - needed / computed
         return metrics
@@ -328,6 +346,13 @@ class Learner:
         metrics["policy/ptx_gradient_ratio"] = policy.gradient_norm() / ppo_norm.clamp(min=1e-12)
         policy.add_gradients(of_ppo)
         return _to_floats(metrics)
+
+    def _pull_back(self) -> dict[str, float]:
+        """Adds the gradient of `algorithm.retention`: of weights alone, so once, and the same on every rank."""
+        if self._anchor is None:
+            return {}
+        self._policy_training.collect_gradients()
+        return {"loss/retention": self._anchor.add()}
 
     def _text_backward(self, texts: Sequence[TokenIds], coefficient: float) -> Tensor:
         """Loss of all texts; the gradient of `coefficient` times it, summed over ranks, is what has accumulated."""

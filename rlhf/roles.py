@@ -4,6 +4,7 @@ A plain class that a test can build without Ray; `rlhf.role_groups` places it. O
 stands in `rollout`, `reward`, `policies` and `rlhf.learner`.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ from policies.value import ValueModel
 from reward.composite import build_reward
 from reward.worker import RewardWorker
 from rlhf.config import PpoConfig, PpoDataConfig
+from rlhf.config.retention import EwcRetention
+from rlhf.conversations import Example
 from rlhf.critic import build_critic
 from rlhf.data import load_rows
 from rlhf.experience import Experience
+from rlhf.forgetting.replay import old_examples
 from rlhf.learner import Learner
 from rlhf.runtime.broadcast_group import BroadcastGroup
 from rlhf.runtime.config import SplitPlacement
@@ -39,6 +43,8 @@ from rollout.weight_broadcast import BroadcastError
 from rollout.weight_buckets import pack_bucket
 from rollout.weight_sync import Ack, UpdateHeader, WeightUpdate
 from rollout.worker import RolloutWorker
+
+logger = logging.getLogger(__name__)
 
 _DECODE_TOLERANCE_FLOAT32 = 1e-3
 _DECODE_TOLERANCE = 0.5
@@ -123,7 +129,28 @@ class RoleHost:
         self._ranks.require_same(f"the model in model.path={config.model.path}", lambda: self._backbone.fingerprint)
         if self._is_sharded:
             self._shard(critic)
-        return Learner(self._causal_policy(), critic, config=config, ptx=ptx, ranks=self._ranks)
+        return Learner(
+            self._causal_policy(), critic, config=config, ptx=ptx, old=self._old_examples(), ranks=self._ranks
+        )
+
+    def _old_examples(self) -> list[Example]:
+        """Those of `algorithm.retention.data`; none without."""
+        config, retention = self._config, self._config.algorithm.retention
+        if not isinstance(retention, EwcRetention) or retention.data is None:
+            return []
+        context, budget = self._backbone.context_tokens, config.micro_batch_tokens
+        found = old_examples(
+            retention.data,
+            self._backbone.tokenizer,
+            max_tokens=min(context, budget),
+            on_bad_row=config.data.on_bad_row,
+            chat_template=config.model.chat_template,
+            field="algorithm.retention.data",
+            limit="micro_batch_tokens" if budget < context else "the model's context",
+        )
+        for line in found.skipped:
+            logger.warning("skipped %s", line)
+        return found.examples
 
     def _shard(self, critic: ValueModel | None) -> None:
         device = resolve_device(self._config.model.device)

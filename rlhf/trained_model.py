@@ -6,6 +6,7 @@ cut over ranks the optimizer sees this rank's parts, as plain tensors; what is w
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from policies.sharding import part, part_of, wrap_part
@@ -113,6 +114,14 @@ class TrainedModel:
             return
         self.collect_gradients()
         sum_gradients([parameter for _, parameter in self.parameters if id(parameter) not in self._cut], self._ranks)
+
+    def total(self, numbers: Tensor) -> Tensor:
+        """Sum of one number for each parameter, (P,), which counts this rank's part of those that are cut."""
+        is_cut = torch.tensor([id(own) in self._cut for _, own in self.parameters], device=numbers.device)
+        of_parts = numbers[is_cut].sum()
+        if self._cut:
+            self._ranks.add_up(of_parts)
+        return numbers[~is_cut].sum() + of_parts
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Moments and, under bfloat16 weights, the rest of their float32 masters, for a checkpoint; cut as they."""

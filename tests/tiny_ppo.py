@@ -22,6 +22,8 @@ from policies.value import ValueModel
 from reward.model import RewardModel
 from reward.normalization import Normalizer
 from rlhf.config import PpoConfig
+from rlhf.config.retention import EwcRetention
+from rlhf.conversations import Example
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from rlhf.runtime.distributed import ALONE, Ranks
@@ -46,6 +48,11 @@ _VARIES = ("time/", "perf/", "sync/bytes")
 ADVANTAGES = ((1.0, -0.5), (0.7, -1.2, 0.3, 0.9), (-0.8,))
 RETURNS = ((0.6, -0.2), (1.1, 0.4, -0.7, 0.2), (0.9,))
 """One number for each response token of `RAGGED`."""
+OLD_EXAMPLES = (
+    Example(np.array([5, 6, 7, 8], np.int32), np.array([False, False, True, True])),
+    Example(np.array([9, 4, 3], np.int32), np.array([False, True, True])),
+)
+"""What EWC takes as old, where a test builds the learner itself."""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -154,7 +161,8 @@ def build_learner(
     if is_sharded:
         for model in {part.backbone for part in (policy, critic) if part is not None}:
             model.shard(model.device)
-    return Learner(policy, critic, config=config, ptx=ptx, ranks=ranks)
+    old = OLD_EXAMPLES if isinstance(config.algorithm.retention, EwcRetention) else ()
+    return Learner(policy, critic, config=config, ptx=ptx, old=old, ranks=ranks)
 
 
 def text_stream(config: PpoConfig, tokenizer: PreTrainedTokenizerBase) -> TextStream:

@@ -16,6 +16,7 @@ from policies.config import (
 
 TUNINGS: dict[str, AdapterTuning] = {
     "lora": LoraTuning(rank=2),
+    "lora_embeddings": LoraTuning(rank=2, embeddings=True),
     "rslora": LoraTuning(rank=2, variant="rslora"),
     "dora": LoraTuning(rank=2, variant="dora"),
     "pissa": LoraTuning(rank=2, variant="pissa"),

@@ -6,10 +6,13 @@ the table is `method_table`.
 """
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 
 from rich.console import Console
@@ -97,11 +100,25 @@ def run_apart(config: ClassifyConfig, resume: bool) -> None:  # noqa: FBT001 - t
     context.set_forkserver_preload([stage.__name__])
     try:
         with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-            pool.submit(stage.run, config, resume=resume).result()
+            pool.submit(_run_with_parent, config, resume).result()
     except BrokenProcessPool as error:
         raise MethodRunError(
             f"the process of {config.run_dir} ended without a result (out of memory?); continue with --resume"
         ) from error
+
+
+def _run_with_parent(config: ClassifyConfig, resume: bool) -> None:  # noqa: FBT001 - as `RunOne`
+    """`stage.run`, which ends when the process that asked for it does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it runs in a process of its own"
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    stage.run(config, resume=resume)
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    # At once: a checkpoint is whole or not there, whenever a run ends.
+    os._exit(1)
 
 
 def _finish(config: ClassifyConfig, run_one: RunOne) -> None:

@@ -13,7 +13,7 @@ algorithm   losses, penalties and advantages of PPO
 ppo         `rlhf ppo`, and which of its parts fit together
 eval        `rlhf eval`
 text_to_text `rlhf text-to-text`: encoder-decoder models
-retention   what fine-tuning does against forgetting
+retention   what fine-tuning and PPO do against forgetting
 forgetting  `rlhf forgetting`
 answers     `rlhf generate`, `chat`, `export`
 classify    `rlhf classify`

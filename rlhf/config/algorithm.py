@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from policies.config import StrictModel
+from rlhf.config.retention import NoRetention, WeightRetention
 
 
 class FixedKl(StrictModel):
@@ -134,3 +135,5 @@ class AlgorithmConfig(StrictModel):
     """Scores of responses that the token budget cut off; null keeps them as they are."""
     ptx: PtxConfig | None = None
     """Pretraining mix; null is plain PPO."""
+    retention: WeightRetention = NoRetention()
+    """What holds the policy's weights near where they start."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from policies.config import FullTuning, HeadTuning, LoraTuning, StrictModel, virtual_tokens_of
 from reward.config import RewardSource
 from rlhf.config.algorithm import AdaptiveKl, AlgorithmConfig, GaeAdvantages
+from rlhf.config.retention import EwcRetention
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig, TrainedModelConfig
 from rlhf.runtime.config import CheckpointConfig, ColocatedPlacement, Placement, SplitPlacement
 from rollout.config import RolloutConfig, VllmEngineConfig
@@ -139,16 +140,18 @@ class PpoConfig(StageConfig):
     @model_validator(mode="after")
     def _tuning_fits_the_layout(self) -> "PpoConfig":
         tuning = self.model.tuning
-        is_plain_lora = isinstance(tuning, LoraTuning) and tuning.variant == "plain"
+        is_plain_lora = isinstance(tuning, LoraTuning) and tuning.variant == "plain" and not tuning.embeddings
         if (
             isinstance(self.rollout.engine, VllmEngineConfig)
             and not isinstance(tuning, FullTuning)
             and not is_plain_lora
         ):
-            variant = f", variant={tuning.variant}" if isinstance(tuning, LoraTuning) else ""
+            is_lora = isinstance(tuning, LoraTuning)
+            variant = f", variant={tuning.variant}, embeddings={str(tuning.embeddings).lower()}" if is_lora else ""
             raise ValueError(
                 f"rollout.engine.kind=vllm: vLLM cannot sample from model.tuning.kind={tuning.kind}{variant}; set "
-                "rollout.engine.kind=compiled or hf, or model.tuning.kind=lora with variant=plain"
+                "rollout.engine.kind=compiled or hf, or model.tuning.kind=lora with variant=plain and "
+                "embeddings=false"
             )
         is_sharded = isinstance(self.placement, SplitPlacement) and self.placement.learner.sharding == "full"
         if is_sharded and not isinstance(tuning, FullTuning | LoraTuning):
@@ -244,6 +247,22 @@ class PpoConfig(StageConfig):
         if self.broadcasts_weights and (obstacle := self._obstacle_to_broadcasts) is not None:
             raise ValueError(
                 f"placement.weight_transport=collective: {obstacle}; set weight_transport=auto or object_store"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fisher_information_can_be_had(self) -> "PpoConfig":
+        if not isinstance(self.algorithm.retention, EwcRetention):
+            return self
+        if self.algorithm.retention.data is None:
+            raise ValueError(
+                "algorithm.retention.data is missing: algorithm.retention.kind=ewc needs old rows (demonstrations, or "
+                "rows with `text`); name them, or set kind=l2_sp"
+            )
+        if isinstance(self.placement, SplitPlacement) and self.placement.learner.sharding == "full":
+            raise ValueError(
+                "placement.learner.sharding=full: algorithm.retention.kind=ewc takes gradients of whole layers, one "
+                "example after the other; set sharding=none, or algorithm.retention.kind=l2_sp"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning does to keep what its model knew before: `retention` of `rlhf sft`."""
+"""What training does to keep what its model knew: `retention` of `rlhf sft`, `algorithm.retention` of `rlhf ppo`."""
 
 from typing import Annotated, Literal
 
@@ -61,3 +61,5 @@ class EwcRetention(StrictModel):
 Retention = Annotated[
     NoRetention | ReplayRetention | KlRetention | L2SpRetention | EwcRetention, Field(discriminator="kind")
 ]
+WeightRetention = Annotated[NoRetention | L2SpRetention | EwcRetention, Field(discriminator="kind")]
+"""Those that depend on weights alone. What PPO has of the others stands elsewhere: its KL penalty, and PPO-ptx."""

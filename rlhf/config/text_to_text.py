@@ -2,12 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from policies.config import EncoderDecoderArchitecture, StrictModel
+from policies.config import EncoderDecoderArchitecture, FullTuning, LoraTuning, StrictModel, Tuning
 from rlhf.config.shared import DataConfig, OptimizerConfig, StageConfig
 from rlhf.evaluation.config import TasksConfig
 from rlhf.runtime.config import CheckpointConfig
+
+
+def _trains_whole_or_with_lora(tuning: Tuning) -> FullTuning | LoraTuning:
+    if not isinstance(tuning, FullTuning | LoraTuning):
+        raise ValueError(
+            f"kind={tuning.kind}: of an encoder-decoder all weights train, or a LoRA adapter; set kind=full or lora"
+        )
+    if isinstance(tuning, LoraTuning) and tuning.embeddings:
+        raise ValueError("embeddings=true: encoder and decoder share one embedding; set embeddings=false")
+    return tuning
 
 
 class TextToTextModelConfig(StrictModel):
@@ -23,6 +33,8 @@ class TextToTextModelConfig(StrictModel):
     """Kind of a new tokenizer."""
     sentinels: int = Field(default=32, ge=2)
     """Sentinel tokens of a new tokenizer; one more than the most spans of a text."""
+    tuning: Annotated[Tuning, AfterValidator(_trains_whole_or_with_lora)] = FullTuning()
+    """What trains: all weights, or a LoRA adapter on the frozen model of `path`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; `auto` takes the GPU that the process sees, else the CPU."""
 
@@ -30,6 +42,11 @@ class TextToTextModelConfig(StrictModel):
     def _one_source(self) -> "TextToTextModelConfig":
         if (self.path is None) == (self.architecture is None):
             raise ValueError("give either path (continue) or architecture (new model)")
+        if self.path is None and not isinstance(self.tuning, FullTuning):
+            raise ValueError(
+                f"tuning.kind={self.tuning.kind} with architecture: random weights would stay random under an adapter; "
+                "pretrain the model first and name it in path, or set tuning.kind=full"
+            )
         if (self.path is None) != (self.vocabulary_size is not None):
             raise ValueError(
                 "vocabulary_size belongs to a new model: give it with architecture, leave it null with path"

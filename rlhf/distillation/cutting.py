@@ -1,4 +1,6 @@
-"""One cut of a configuration, made on a model."""
+"""The cuts of a configuration, made on a model."""
+
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
@@ -19,3 +21,16 @@ def cut_model(model: PreTrainedModel, shrink: Shrink) -> PreTrainedModel:
     if shrink.key_value_groups is not None or shrink.intermediate_size is not None:
         model = with_width(model, key_value_groups=shrink.key_value_groups, intermediate_size=shrink.intermediate_size)
     return model
+
+
+def require_possible(model: PreTrainedModel, cuts: Sequence[Shrink]) -> None:
+    """Makes all cuts one after the other, on copies, for what they refuse.
+
+    Raises:
+        ValueError: naming the first that cannot be made.
+    """
+    for number, shrink in enumerate(cuts):
+        try:
+            model = cut_model(model, shrink)
+        except ValueError as error:
+            raise ValueError(f"student.cuts.{number}: {error}") from error

@@ -19,12 +19,13 @@ from policies.config import ModelConfig
 from policies.loading import Backbone, load_backbone, policy_adapter
 from policies.logprobs import chunk_tokens_for
 from policies.sequences import SequenceBatch, TokenIds, micro_batches, pad_sequences
+from policies.sources import naming_models
 from policies.tokenization import tokenizer_fingerprint
 from rlhf.config import DistillConfig
-from rlhf.config.distill import GivenStudent, LogitObjective, SequenceObjective, Shrink
+from rlhf.config.distill import GivenStudent, LogitObjective, SequenceObjective, Shrink, ShrunkStudent
 from rlhf.data import load_rows
 from rlhf.distillation.chunks import chunked_soft_target_loss
-from rlhf.distillation.cutting import cut_model
+from rlhf.distillation.cutting import cut_model, require_possible
 from rlhf.distillation.lesson import ExampleStream, Exchange, Metrics
 from rlhf.text_stream import TextStream, encode_documents, require_texts
 from rollout.engines import build_generator
@@ -44,10 +45,13 @@ class PolicyLesson:
     def __init__(self, config: DistillConfig) -> None:
         assert isinstance(config.objective, LogitObjective | SequenceObjective), "scores are `rewards`' business"
         self._config, self._objective = config, config.objective
-        backbone = load_backbone(config.teacher)
+        with naming_models("teacher.path"):
+            backbone = load_backbone(config.teacher)
         self.teacher = CausalPolicy(backbone, adapter=policy_adapter(backbone), temperature=1.0)
         self._student = CausalPolicy(self._first_student(), adapter=None, temperature=1.0)
         self._require_fitting()
+        if isinstance(config.student, ShrunkStudent):
+            require_possible(self._student.backbone.model, config.student.cuts)
         self._stream, self._held_out = self._data()
 
     @property
@@ -142,7 +146,8 @@ class PolicyLesson:
     def _first_student(self) -> Backbone:
         student, backbone = self._config.student, self.teacher.backbone
         if isinstance(student, GivenStudent):
-            return load_backbone(ModelConfig(path=student.path, device=self._config.teacher.device))
+            with naming_models("student.path"):
+                return load_backbone(ModelConfig(path=student.path, device=self._config.teacher.device))
         merged = backbone.adapters.merged_model(self.teacher.adapter)
         return Backbone(merged, backbone.tokenizer)
 

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from policies.config import ModelConfig
 from policies.sequences import TokenIds
+from policies.sources import naming_models
 from policies.tokenization import tokenizer_fingerprint
 from reward.demonstrations import encode_demonstrations
 from reward.model import RewardModel
@@ -20,9 +21,9 @@ from reward.normalization import Normalizer
 from reward.scoring import score_sequences
 from rlhf.algorithms.distillation_losses import score_regression_loss
 from rlhf.config import DistillConfig
-from rlhf.config.distill import GivenStudent, Shrink
+from rlhf.config.distill import GivenStudent, Shrink, ShrunkStudent
 from rlhf.data import load_rows
-from rlhf.distillation.cutting import cut_model
+from rlhf.distillation.cutting import cut_model, require_possible
 from rlhf.distillation.lesson import ExampleStream, Exchange, Metrics
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,19 @@ class RewardLesson:
 
     def __init__(self, config: DistillConfig) -> None:
         self._config = config
-        self.teacher = RewardModel.from_folder(
-            config.teacher.path,
-            device=config.teacher.device,
-            dtype=config.teacher.dtype,
-            eos_token=config.teacher.eos_token,
-            pad_token=config.teacher.pad_token,
-        )
+        with naming_models("teacher.path"):
+            self.teacher = RewardModel.from_folder(
+                config.teacher.path,
+                device=config.teacher.device,
+                dtype=config.teacher.dtype,
+                eos_token=config.teacher.eos_token,
+                pad_token=config.teacher.pad_token,
+            )
         # Read first: a teacher without a scale would leave a student without one.
         self._normalizer = Normalizer.load(config.teacher.path)
         self.student = self._first_student()
+        if isinstance(config.student, ShrunkStudent):
+            require_possible(self.student.classifier, config.student.cuts)
         context = min(self.teacher.context_tokens, self.student.context_tokens)
         if config.sequence_tokens > context:
             raise ValueError(
@@ -122,7 +126,8 @@ class RewardLesson:
             config = ModelConfig(
                 path=student.path, device=self._config.teacher.device, pad_token=self._config.teacher.pad_token
             )
-            found = RewardModel.new(config, seed=self._config.seed)
+            with naming_models("student.path"):
+                found = RewardModel.new(config, seed=self._config.seed)
             if tokenizer_fingerprint(found.tokenizer) != tokenizer_fingerprint(teacher.tokenizer):
                 raise ValueError(
                     f"student.path={student.path!r}: its tokenizer is not that of teacher.path="

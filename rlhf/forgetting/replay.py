@@ -2,48 +2,62 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from policies.loading import Backbone
-from rlhf.config import SftConfig
-from rlhf.conversations import Example, ExampleSet, Row, examples_from_rows
+from rlhf.conversations import Example, ExampleSet, examples_from_rows
 from rlhf.data import load_rows
+from rlhf.example_order import shuffled
 from rlhf.text_stream import encode_documents, require_texts
-from rlhf.trainers.trl_loop import shuffled
 
 _OLD_STREAM = (1,)
 """Keeps the order of old examples apart from that of new ones with the same seed."""
 
 
-def old_examples(config: SftConfig, source: str, backbone: Backbone) -> ExampleSet:
-    """The rows of `retention.data`: those with `text` in whole, in pieces of `max_tokens`; of the others, completions.
+def old_examples(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    on_bad_row: Literal["error", "skip"],
+    chat_template: str | None,
+    field: str = "retention.data",
+    limit: str = "max_tokens",
+) -> ExampleSet:
+    """Old rows: those with `text` in whole, in pieces of `max_tokens`; of the others, completions.
+
+    Args:
+        source: Where the rows are.
+        tokenizer: Of the model.
+        max_tokens: A longer demonstration is a bad row.
+        on_bad_row: See `rlhf.conversations.examples_from_rows`.
+        chat_template: Likewise.
+        field: What names `source`, for errors.
+        limit: What `max_tokens` is, for errors.
 
     Raises:
         ValueError: a bad row, or none at all.
     """
-    rows = load_rows(source, field="retention.data")
-    named, on_bad_row = f"retention.data={source}", config.data.on_bad_row
+    rows, named = load_rows(source, field=field), f"{field}={source}"
     texts = [row for row in rows if "text" in row]
     told = [row for row in rows if "text" not in row]
     documents, skipped = require_texts(texts, source=named, on_bad_row=on_bad_row) if texts else ([], [])
-    pieces = encode_documents(documents, backbone.tokenizer, max_tokens=config.max_tokens)
+    pieces = encode_documents(documents, tokenizer, max_tokens=max_tokens)
     examples = [Example(piece, np.arange(len(piece)) > 0) for piece in pieces]
     if told:
-        found = _demonstrations(config, told, named, backbone)
+        found = examples_from_rows(
+            told,
+            tokenizer,
+            max_tokens=max_tokens,
+            source=named,
+            on_bad_row=on_bad_row,
+            chat_template=chat_template,
+            limit=limit,
+        )
         examples, skipped = examples + found.examples, skipped + found.skipped
     return ExampleSet(examples, skipped)
-
-
-def _demonstrations(config: SftConfig, rows: Sequence[Row], source: str, backbone: Backbone) -> ExampleSet:
-    return examples_from_rows(
-        rows,
-        backbone.tokenizer,
-        max_tokens=config.max_tokens,
-        source=source,
-        on_bad_row=config.data.on_bad_row,
-        chat_template=config.model.chat_template,
-    )
 
 
 def drawn(examples: Sequence[Example], count: int, *, seed: int) -> list[Example]:

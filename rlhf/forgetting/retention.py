@@ -7,11 +7,10 @@ from torch.nn import Parameter
 
 from policies.causal import CausalPolicy
 from rlhf.config import SftConfig
-from rlhf.config.retention import EwcRetention, KlRetention, L2SpRetention
+from rlhf.config.retention import KlRetention
 from rlhf.conversations import Example
 from rlhf.forgetting.old_model import OldModel
-from rlhf.forgetting.replay import drawn
-from rlhf.forgetting.weight_anchor import WeightAnchor, diagonal_fisher
+from rlhf.forgetting.weight_anchor import WeightAnchor, anchor_weights
 from rlhf.runtime.distributed import Ranks
 
 
@@ -48,10 +47,4 @@ def build_penalties(
     retention = config.retention
     if isinstance(retention, KlRetention):
         return Penalties(old_model=OldModel(policy, config.model.tuning, coefficient=retention.coefficient))
-    if isinstance(retention, L2SpRetention):
-        return Penalties(weights=WeightAnchor(parameters, coefficient=retention.coefficient))
-    if isinstance(retention, EwcRetention):
-        examples = drawn(old, retention.examples, seed=config.seed)
-        fisher = diagonal_fisher(policy, parameters, examples, ranks=ranks)
-        return Penalties(weights=WeightAnchor(parameters, coefficient=retention.coefficient, importances=fisher))
-    return Penalties()
+    return Penalties(weights=anchor_weights(retention, policy, parameters, old, seed=config.seed, ranks=ranks))

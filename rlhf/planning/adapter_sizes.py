@@ -27,7 +27,9 @@ def adapter_elements(shape: ModelShape, tuning: Tuning) -> int:
     their own, and bottleneck adapters where their placement says; with other `target_modules` the three are estimates.
     """
     if isinstance(tuning, LoraTuning):
-        return sum(_lora_elements(linear, tuning) for linear in shape.linears) * _layers(shape, tuning) // shape.layers
+        embedding = tuning.rank * (shape.vocabulary + shape.hidden) if tuning.embeddings else 0
+        linears = sum(_lora_elements(linear, tuning) for linear in shape.linears)
+        return embedding + linears * _layers(shape, tuning) // shape.layers
     if isinstance(tuning, Ia3Tuning):
         return _layers(shape, tuning) * (2 * shape.key_value_width + shape.intermediate)
     if isinstance(tuning, BottleneckTuning):
@@ -47,11 +49,17 @@ def frozen_elements(shape: ModelShape, tuning: Tuning) -> int:
 
 
 def merged_elements(shape: ModelShape, tuning: Tuning) -> int:
-    """Base weights that a sampler copies to add the adapter to them; only LoRA without DoRA is added."""
+    """Base weights that a sampler copies to add the adapter to them.
+
+    Only LoRA without DoRA is added, and not to an embedding that is the output layer, too.
+    """
     if not isinstance(tuning, LoraTuning) or tuning.variant == "dora":
         return 0
+    if tuning.embeddings and not shape.output_parameters:
+        return 0
+    embedding = shape.vocabulary * shape.hidden if tuning.embeddings else 0
     adapted = sum(linear.elements for linear in shape.linears if _is_adapted(linear, tuning))
-    return adapted * _layers(shape, tuning) // shape.layers
+    return embedding + adapted * _layers(shape, tuning) // shape.layers
 
 
 def _lora_elements(linear: LinearShape, tuning: LoraTuning) -> int:

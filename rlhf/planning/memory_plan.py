@@ -22,6 +22,7 @@ from rlhf.planning.memory_terms import (
     FLOAT32,
     LOGITS_PER_CHUNK,
     activation_bytes,
+    anchor_bytes,
     backward_bytes,
     cache_bytes,
     logits_bytes,
@@ -234,7 +235,7 @@ def trained_elements(config: PpoConfig, models: Models) -> tuple[int, int]:
 
 
 def learner_terms(config: PpoConfig, models: Models, *, trains_beside_reference: bool) -> Terms:
-    """Copies of the model, the critic's adapter and the optimizers' state."""
+    """Copies of the model, the critic's adapter, the optimizers' state, and what `algorithm.retention` keeps."""
     weights, is_full = models.base_bytes, isinstance(config.model.tuning, FullTuning)
     policy, critic = trained_elements(config, models)
     return {
@@ -242,6 +243,7 @@ def learner_terms(config: PpoConfig, models: Models, *, trains_beside_reference:
         "reference copy": weights if is_full and trains_beside_reference and not models.reference_adapter else 0,
         "critic copy": weights if config.critic_kind == "model" else 0,
         "optimizer": _optimizer(config, models, policy, critic),
+        "retention": anchor_bytes(config.algorithm.retention.kind, policy, _policy_bytes(config, models)),
     }
 
 

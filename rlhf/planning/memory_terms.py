@@ -35,6 +35,11 @@ def optimizer_bytes(elements: int, bytes_per_weight: int) -> int:
     return elements * (_MOMENTS + (_MASTER_RESIDUAL if bytes_per_weight < FLOAT32 else 0))
 
 
+def anchor_bytes(kind: str, elements: int, bytes_per_weight: int) -> int:
+    """What `retention` of weights keeps: where each of them started, and with `ewc` its Fisher value."""
+    return {"l2_sp": elements * bytes_per_weight, "ewc": elements * (bytes_per_weight + FLOAT32)}.get(kind, 0)
+
+
 def packed_elements(shape: ModelShape, quantization: Quantization, *, keeps_weights: bool) -> int:
     """Weights that are held twice because layers are laid out anew for decoding on a CPU.
 

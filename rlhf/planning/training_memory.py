@@ -19,6 +19,7 @@ from rlhf.planning.memory_plan import LIBRARIES, LONGEST_PLAIN_ATTENTION, ActorM
 from rlhf.planning.memory_terms import (
     FLOAT32,
     activation_bytes,
+    anchor_bytes,
     backward_bytes,
     logits_bytes,
     mixed_activation_bytes,
@@ -100,8 +101,7 @@ def _retained(config: TrainingConfig, model: int, trained: int, bytes_of_trained
         return 0
     if config.retention.kind == "kl":
         return model if isinstance(config.model.tuning, FullTuning) else 0
-    starts = trained * bytes_of_trained
-    return {"l2_sp": starts, "ewc": starts + trained * FLOAT32}.get(config.retention.kind, 0)
+    return anchor_bytes(config.retention.kind, trained, bytes_of_trained)
 
 
 def _largest_pass(config: TrainingConfig, shape: ModelShape, device: Device, bytes_per_weight: int) -> LargestPass:

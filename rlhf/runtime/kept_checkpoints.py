@@ -1,7 +1,7 @@
 """Which steps of a run are saved, and which of these states stay: the last ones, and the best by a metric.
 
 Owns the choice. The format and the writing are `training_state`; what a state holds is the trainer's business. The best
-step is read from the metrics lines, so a resumed run knows it without further state.
+step is read from the metrics lines of the steps that are saved, so a resumed run knows it without further state.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import SupportsFloat, cast
 
 from rlhf.runtime.config import CheckpointConfig
 from rlhf.runtime.run_folder import RunFolder
-from rlhf.runtime.training_state import TrainingState, save_checkpoint
+from rlhf.runtime.training_state import TrainingState, save_checkpoint, saved_steps
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,12 @@ class KeptCheckpoints:
         self._folder, self._config, self._total_steps = folder, config, total_steps
         self.best_step: int | None = None
         self._best_value = math.nan
-        for row in folder.read_metrics() if config.keep_best and folder is not None else []:
-            self.note(cast(int, row["step"]), cast(Mapping[str, SupportsFloat], row))
+        if config.keep_best is None or folder is None:
+            return
+        saved = saved_steps(folder.checkpoints_path)
+        for row in folder.read_metrics():
+            if row["step"] in saved:
+                self.note(cast(int, row["step"]), cast(Mapping[str, SupportsFloat], row))
 
     def note(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Looks at the numbers of a step, in the order of steps; those that lack the metric cannot be the best."""

@@ -63,9 +63,7 @@ _DOCUMENTED = (
     Metric("objective/equal_score_groups", "share", "Share of prompts whose responses all have the same score."),
     Metric("objective/entropy", _PER_SEQUENCE, "Mean over responses of the summed -log p of the sampled tokens."),
     Metric("loss/train", "nats", "Training loss of the step; for a language model, cross-entropy per token."),
-    Metric(
-        "loss/retention", "nats", "What `retention` of fine-tuning adds to it, weighed: KL per token, L2-SP or EWC."
-    ),
+    Metric("loss/retention", "nats", "What `retention` adds to the loss, weighed: KL per token, L2-SP or EWC."),
     Metric("loss/policy", "1", "Clipped policy loss, mean over the step's minibatches."),
     Metric("loss/value", "reward^2", "Clipped value loss, before its coefficient."),
     Metric("loss/ptx", _PER_TOKEN, "Cross-entropy on pretraining text, before its coefficient."),

@@ -127,6 +127,11 @@ def load_latest_checkpoint(checkpoints: Path, *, not_after: int | None = None) -
     return None
 
 
+def saved_steps(checkpoints: Path) -> frozenset[int]:
+    """Steps whose checkpoints are there."""
+    return frozenset(int(folder.name.rpartition("-")[2]) for folder in _folders(checkpoints))
+
+
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ from reward.row_fields import BadRowError, RowReader
 from rlhf.compute_precision import reduced_precision
 from rlhf.config import DpoConfig
 from rlhf.data import load_rows
+from rlhf.example_order import example_order
 from rlhf.trainers.trl_dpo import PreferredPair
-from rlhf.trainers.trl_loop import example_order, require_context, trains_in_bfloat16
+from rlhf.trainers.trl_loop import require_context, trains_in_bfloat16
 
 logger = logging.getLogger(__name__)
 

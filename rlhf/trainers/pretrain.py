@@ -7,6 +7,7 @@ which loss is a spike `rlhf.loss_spikes`.
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,7 +228,20 @@ class Pretrainer:
         run.folder.truncate_after(self._steps_done)
         run.metrics.rewind(run.folder.read_metrics())
         self._checkpoints = self._kept_checkpoints()
+        self._rewrite_best(run)
         self._save()
+
+    def _rewrite_best(self, run: TrainingRun) -> None:
+        """Of the steps that are left, the best one: `best` may hold the weights of one that was taken back."""
+        if self._config.checkpoint.keep_best is None:
+            return
+        folder, best = run.folder.path / BEST_MODEL, self._checkpoints.best_step
+        if best is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        self._policy.load_weights(_weights_at(run.folder, best))
+        save_pretrained(folder, self._backbone, self._config)
+        self._policy.load_weights(_weights_at(run.folder, self._steps_done))
 
     def _kept_checkpoints(self) -> KeptCheckpoints:
         folder = None if self._run is None else self._run.folder
@@ -314,6 +328,13 @@ class Pretrainer:
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
             **self._checkpoints.summary(),
         }
+
+
+def _weights_at(folder: RunFolder, step: int) -> dict[str, torch.Tensor]:
+    """Those of the checkpoint of a step, which is there."""
+    state = load_latest_checkpoint(folder.checkpoints_path, not_after=step)
+    assert state is not None, "the start has been saved"
+    return state.tensors_of("model")
 
 
 def sequences_due(config: PretrainConfig, tokens: int) -> int:

@@ -20,6 +20,7 @@ from policies.sequences import evaluate_in_micro_batches
 from rlhf.config import SftConfig
 from rlhf.config.retention import EwcRetention, ReplayRetention, Retention
 from rlhf.conversations import Example, Row, examples_from_rows
+from rlhf.example_order import example_order
 from rlhf.forgetting.replay import old_examples, replay_order
 from rlhf.forgetting.retention import build_penalties
 from rlhf.instructions.held_out import HELD_OUT_SUMMARY, console_table, held_out_sections
@@ -37,7 +38,7 @@ from rlhf.runtime.training_run import follow, open_training_run
 from rlhf.runtime.training_state import TrainingState
 from rlhf.stage_ranks import run_in_ranks
 from rlhf.trainers.sft_rows import read_demonstrations
-from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, example_order, require_context
+from rlhf.trainers.trl_loop import Progress, StepReport, TrlSettings, require_context
 from rlhf.trainers.trl_sft import train_with_trl
 from rlhf.trainers.tuned_policy import TunedPolicy
 
@@ -120,7 +121,13 @@ class SftInputs:
     def _old_examples(self, retention: Retention, config: SftConfig) -> list[Example]:
         if not isinstance(retention, ReplayRetention | EwcRetention) or retention.data is None:
             return []
-        found = old_examples(config, retention.data, self.backbone)
+        found = old_examples(
+            retention.data,
+            self.backbone.tokenizer,
+            max_tokens=config.max_tokens,
+            on_bad_row=config.data.on_bad_row,
+            chat_template=config.model.chat_template,
+        )
         self._skip(found.skipped)
         return found.examples
 

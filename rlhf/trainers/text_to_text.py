@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policies.checkpoint import save_model
 from rlhf.config import TextToTextConfig
 from rlhf.evaluation.task_scores import measure_tasks
 from rlhf.optimization import NonFiniteLossError, build_optimizer, build_schedule, optimizer_step
@@ -31,7 +30,7 @@ Metrics = dict[str, float]
 
 
 def run(config: TextToTextConfig, *, resume: bool) -> None:
-    """Trains and leaves run_dir/model, an ordinary Hugging Face folder, with metrics, summary and report beside it.
+    """Trains and leaves run_dir/model, a Hugging Face folder or a PEFT adapter, with metrics, summary and report.
 
     Raises:
         ValueError: what the user can fix, before the run folder is made.
@@ -113,7 +112,7 @@ class TextToTextTrainer:
     def save_model(self, folder: str) -> None:
         """Writes run_dir/<folder>."""
         metadata = {"stage": "text-to-text", "started_from": self._config.model.path}
-        save_model(self._run.folder.path / folder, self._model.model, self._model.tokenizer, metadata)
+        self._model.save(self._run.folder.path / folder, metadata)
 
     def summary(self) -> dict[str, Any]:
         """What the run came to, with the tasks asked now."""
@@ -125,7 +124,8 @@ class TextToTextTrainer:
             "train_loss": rows[-1]["loss/train"],
             "eval_loss": self._eval_loss if has_held_out else None,
             "perplexity": math.exp(self._eval_loss) if has_held_out else None,
-            "parameters": sum(parameter.numel() for _, parameter in self._parameters),
+            "parameters": self._model.parameters,
+            "trained_parameters": sum(parameter.numel() for _, parameter in self._parameters),
             "skipped_rows": len(self._inputs.skipped),
             "seconds": math.fsum(float(str(row["time/step"])) for row in rows),
             **self._tasks(),

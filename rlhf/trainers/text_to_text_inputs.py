@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from policies.config import FullTuning, LoraTuning
 from policies.encoder_decoder import EncoderDecoder, add_sentinels, load_encoder_decoder, random_encoder_decoder
 from policies.loading import resolve_device
 from policies.sequences import TokenIds
@@ -97,7 +98,9 @@ def input_ids(text: str, model: EncoderDecoder) -> TokenIds:
 def _model(config: TextToTextConfig, texts: Sequence[str]) -> EncoderDecoder:
     wanted, device = config.model, resolve_device(config.model.device)
     if wanted.path is not None:
-        return load_encoder_decoder(wanted.path, device)
+        loaded = load_encoder_decoder(wanted.path, device)
+        loaded.tune(cast(FullTuning | LoraTuning, wanted.tuning), seed=config.seed)
+        return loaded
     assert wanted.architecture is not None and wanted.vocabulary_size is not None, "the config has checked both"  # noqa: PT018
     tokenizer = train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size, kind=wanted.tokenizer)
     add_sentinels(tokenizer, wanted.sentinels)

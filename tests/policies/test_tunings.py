@@ -43,7 +43,7 @@ BY_ENGINE = [
     for name in ALL
     for engine in ENGINES
 ]
-MERGEABLE = ("lora", "rslora", "dora", "pissa", "ia3", "bitfit", "head")
+MERGEABLE = ("lora", "lora_embeddings", "rslora", "dora", "pissa", "ia3", "bitfit", "head")
 
 # Llama: D 32, intermediate 48, 2 layers, 4 heads of 8, 2 key-value heads, V 300, tied where the folder says so.
 _LINEARS = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
@@ -51,6 +51,7 @@ _LORA = 2 * sum(2 * (reads + writes) for reads, writes in _LINEARS)
 _HOULSBY = 2 * 2 * (32 * 3 + 3 + 3 * 32 + 32)
 PARAMETERS = {
     "lora": _LORA,
+    "lora_embeddings": _LORA + 2 * (300 + 32),
     "rslora": _LORA,
     "dora": _LORA + 2 * sum(writes for _, writes in _LINEARS),
     "pissa": _LORA,
@@ -221,8 +222,8 @@ def test_on_a_bfloat16_base_adapters_stay_float32_and_states_bfloat16(name: str,
 def test_what_can_be_merged_gives_a_plain_model_with_its_logits(
     name: str, architecture: str, tiny_model: Callable[[str], PreTrainedModel], tmp_path: Path
 ):
-    if name == "bitfit" and architecture == "llama":
-        pytest.skip("a Llama has no place for biases; the refusal has a test of its own")
+    if (name, architecture) in (("bitfit", "llama"), ("lora_embeddings", "gpt2")):
+        pytest.skip("no biases, or one embedding for both ends: the refusals have tests of their own")
     adapters = with_adapter(tiny_model(architecture), name)
     randomize(adapters, "policy", seed=1)
     with adapters.use("policy"), torch.no_grad():
@@ -240,6 +241,42 @@ def test_what_can_be_merged_gives_a_plain_model_with_its_logits(
 def test_what_no_weight_can_hold_is_not_merged(name: str, tiny_model: Callable[[str], PreTrainedModel]):
     with pytest.raises(ValueError, match=r"adapter 'policy' \(.*\) cannot be merged: .*keep its folder"):
         with_adapter(tiny_model("llama"), name).merged_model("policy")
+
+
+def test_an_adapter_of_an_embedding_that_is_the_output_layer_too_leaves_the_output_alone(
+    tiny_model: Callable[[str], PreTrainedModel],
+):
+    adapters = with_adapter(tiny_model("qwen3"), "lora_embeddings")
+    randomize(adapters, "policy", seed=1)
+    state = adapters.state("policy")
+    key = "base_model.model.model.embed_tokens.lora_embedding_"
+    embedding: Any = adapters.model.get_input_embeddings()
+    with adapters.use("policy"), torch.no_grad():
+        expected = logits(adapters.model)
+        delta = 16.0 * (state[f"{key}B"] @ state[f"{key}A"]).T[IDS]
+        assert torch.allclose(embedding(IDS), embedding.base_layer(IDS) + delta, atol=1e-5)
+    # Merged, the output layer would change with it.
+    with adapters.merged("policy"):
+        assert torch.equal(logits(adapters.model), expected)
+    with pytest.raises(ValueError, match=r"cannot be merged: the embedding that it adapts is the output layer, too"):
+        adapters.merged_model("policy")
+
+
+def test_an_embedding_of_its_own_is_merged_for_decoding_and_comes_back(tiny_model: Callable[[str], PreTrainedModel]):
+    adapters = with_adapter(tiny_model("llama"), "lora_embeddings")
+    base = logits(adapters.model)
+    randomize(adapters, "policy", seed=1)
+    with adapters.use("policy"), torch.no_grad():
+        expected = logits(adapters.model)
+    with adapters.merged("policy"):
+        assert torch.allclose(logits(adapters.model), expected, atol=1e-3)
+    assert torch.equal(logits(adapters.model), base)
+
+
+@pytest.mark.parametrize("variant", ["dora", "pissa"])
+def test_embeddings_have_plain_updates(variant: str):
+    with pytest.raises(ValueError, match=f"embeddings=true with variant={variant}: embeddings are adapted by plain"):
+        LoraTuning.model_validate({"embeddings": True, "variant": variant})
 
 
 @pytest.mark.parametrize("name", VIRTUAL)

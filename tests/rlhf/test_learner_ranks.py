@@ -22,7 +22,10 @@ ROWS = (0, 1, 2, 1, 0, 2, 1)
 FULL = {"kind": "full"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora, adapter critic": {},
-    "full, second model": {"model": {"tuning": FULL}},
+    "full, second model, l2_sp": {
+        "model": {"tuning": FULL},
+        "algorithm": {"retention": {"kind": "l2_sp", "coefficient": 0.5}},
+    },
 }
 MORE_VARIANTS: dict[str, dict[str, Any]] = {
     "lora, head on the trunk": {"critic": {"kind": "head"}},
@@ -94,6 +97,16 @@ def test_two_ranks_give_the_numbers_of_one_with_every_option(
     ranks: RankProcesses, settings: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     test_two_ranks_give_the_numbers_of_one(ranks, settings, changes)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_examples_of_the_fisher_information(ranks: RankProcesses, settings: dict[str, Any]) -> None:
+    retention = {"kind": "ewc", "coefficient": 0.5, "data": "old.jsonl"}
+    settings = merged(settings, algorithm={"retention": retention})
+    experience = experience_of(settings)
+    one = rank_tasks.update_twice(ALONE, settings, experience, is_sharded=False)
+    assert one.metrics[0]["loss/retention"] > 0
+    assert_alike(one, ranks.run(rank_tasks.update_twice, settings, experience, is_sharded=False))
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
 """`rlhf methods`: the runs it makes, what it keeps, and the numbers of its table."""
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +161,32 @@ def test_methods_run_in_processes_of_their_own(configure: Any) -> None:
     methods: Any = summary["methods"]
     assert methods["head-only"]["trained_parameters"] == 66
     assert all(row["peak_memory_mib"] > 50 for row in methods.values())
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_ended_takes_its_run_along(configure: Any, tmp_path: Path) -> None:
+    config = configure(seeds=[0])
+    endless = config.classify.model_copy(update={"epochs": 1e6})
+    path = tmp_path / "methods.yaml"
+    path.write_text(config.model_copy(update={"classify": endless}).model_dump_json())
+    process = subprocess.Popen([sys.executable, "-m", "rlhf.cli", "methods", str(path)], stdout=subprocess.DEVNULL)
+    lock = Path(config.run_dir) / "full" / "seed-0" / ".lock"
+    wait_until(lambda: (lock.parent / "metrics.jsonl").exists())
+    run_process = int(lock.read_text())
+    assert is_running(run_process)
+    process.terminate()
+    process.wait(10)
+    wait_until(lambda: not is_running(run_process))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    """False for one that nobody has buried yet."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -284,3 +284,24 @@ def test_sequences_beyond_the_context_are_refused(configure: Any) -> None:
 def test_a_cut_takes_one_way_of_choosing_layers(configure: Any) -> None:
     with pytest.raises(ValueError, match="give one of them"):
         configure(student={"kind": "shrunk", "cuts": [{"layers": [0], "keep_every": 2}]})
+
+
+def test_a_later_cut_that_cannot_be_made_is_named_before_the_first_trains(configure: Any, reward_folder: Path) -> None:
+    cuts = {"kind": "shrunk", "cuts": [{"layers": [0], "steps": 1}, {"layers": [1], "steps": 1}]}
+    scores = {"teacher": {"path": str(reward_folder)}, "objective": {"kind": "scores"}, "sequence_tokens": 48}
+    for config in (configure(student=cuts), configure(student=cuts, rows=EXCHANGES, **scores)):
+        with pytest.raises(ValueError, match=r"student\.cuts\.1: layers=\[1\]: name different layers of 0 to 0"):
+            run(config, resume=False)
+        assert not Path(config.run_dir).exists()
+
+
+@pytest.mark.parametrize("field", ["teacher", "student"])
+@pytest.mark.parametrize("objective", ["logits", "scores"])
+def test_a_model_that_is_not_there_is_named_by_its_own_field(
+    configure: Any, reward_folder: Path, field: str, objective: str
+) -> None:
+    teacher = str(reward_folder) if objective == "scores" else configure().teacher.path
+    models = {"teacher": {"path": teacher}, "student": {"kind": "model", "path": teacher}}
+    models[field]["path"] = "./nowhere"
+    with pytest.raises(ValueError, match=rf"^{field}\.path='\./nowhere': no such folder"):
+        run(configure(objective={"kind": objective}, rows=EXCHANGES, **models), resume=False)

@@ -31,3 +31,5 @@ def test_adapters_on_some_layers_are_as_many_parts_of_the_whole(tiny_llama_folde
     assert 2 * adapter_elements(shape, LoraTuning(layers=(1,))) == adapter_elements(shape, LoraTuning())
     assert 2 * merged_elements(shape, LoraTuning(layers=(1,))) == merged_elements(shape, LoraTuning())
     assert merged_elements(shape, LoraTuning(variant="dora")) == adapter_elements(shape, FullTuning()) == 0
+    # The folder's embedding is its output layer, too.
+    assert merged_elements(shape, LoraTuning(embeddings=True)) == 0

@@ -220,3 +220,14 @@ def test_a_weight_moves_into_its_layout_unless_the_adapter_reads_it() -> None:
     assert memory_terms.packed_elements(tied, "none", keeps_weights=False) == 2**18 + 2**19
     assert memory_terms.packed_elements(own, "none", keeps_weights=True) == 2**17 + 2**18 + 2**19
     assert memory_terms.packed_elements(tied, "int8", keeps_weights=False) == 2**19
+
+
+@pytest.mark.parametrize(
+    ("retention", "numbers"), [({"kind": "none"}, 0), ({"kind": "l2_sp"}, 1), ({"kind": "ewc", "data": "old"}, 2)]
+)
+def test_a_pull_of_weights_keeps_their_start_and_ewc_a_fisher_value_of_each(
+    tmp_path: Path, tiny_llama_folder: Path, retention: dict[str, Any], numbers: int
+) -> None:
+    config = ppo_config(tmp_path, tiny_llama_folder, algorithm={"retention": retention})
+    terms = memory_plan.learner_terms(config, LORA, trains_beside_reference=True)
+    assert terms["retention"] == numbers * 348 * 4

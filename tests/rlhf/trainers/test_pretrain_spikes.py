@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policies.causal import CausalPolicy
@@ -17,6 +18,7 @@ from rlhf.loss_spikes import RepeatedSpikesError
 from rlhf.runtime.json_lines import read_objects
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.sinks.jsonl import JsonlSink
+from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.text_stream import encode_documents
 from rlhf.trainers import pretrain
 from rlhf.trainers.pretrain import Pretrainer, run, sequences_due
@@ -139,6 +141,40 @@ def test_spikes_without_end_stop_the_run_with_one_line(tmp_path: Path, monkeypat
     monkeypatch.setattr(Pretrainer, "_nll_sum", lambda _self, _rows: torch.tensor(torch.nan, requires_grad=True))
     with pytest.raises(RepeatedSpikesError, match=r"spikes\.max_rollbacks=3"):
         run(configure(tmp_path, spikes={"max_rollbacks": 3}), resume=False)
+
+
+def test_the_best_model_is_never_that_of_a_step_that_was_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = poisoned(
+        tmp_path,
+        "best",
+        spikes=SPIKES | {"rewind_steps": 3},
+        checkpoint={"every_steps": 6, "keep_last": 6, "keep_best": {"metric": "loss/train", "direction": "lower"}},
+    )
+    roll_back, seen = Pretrainer._roll_back, []
+
+    def watch(self: Pretrainer, *arguments: Any) -> None:
+        before = self._checkpoints.best_step
+        roll_back(self, *arguments)
+        best = self._checkpoints.best_step
+        assert before is not None
+        assert best is not None
+        kept = load_file(Path(config.run_dir) / "best" / "model.safetensors")
+        state = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path, not_after=best)
+        assert state is not None
+        own = self._policy.weights()
+        assert state.step == best
+        assert all(torch.equal(kept[name], state.tensors_of("model")[name]) for name in kept)
+        # And the run goes on from the checkpoint that it went back to.
+        back = load_latest_checkpoint(RunFiles(config.run_dir).checkpoints_path, not_after=self._steps_done)
+        assert back is not None
+        assert all(torch.equal(own[name], tensor) for name, tensor in back.tensors_of("model").items())
+        seen.append((before, best, self._steps_done))
+
+    monkeypatch.setattr(Pretrainer, "_roll_back", watch)
+    run(config, resume=False)
+    assert any(before > done >= best for before, best, done in seen)
 
 
 # --- what fills a step ------------------------------------------------------------------------------------------------

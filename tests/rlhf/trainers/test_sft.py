@@ -17,12 +17,13 @@ from policies.config import ModelConfig
 from policies.loading import Backbone, load_backbone
 from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
+from rlhf.example_order import example_order
 from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.distributed import Ranks
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.runtime.training_state import load_latest_checkpoint
 from rlhf.trainers import sft
-from rlhf.trainers.sft import example_order, run
+from rlhf.trainers.sft import run
 from rlhf.trainers.trl_sft import share_of_steps, train_with_trl
 from tests import rank_tasks
 from tests.interrupted_runs import column, require_bitwise_resume

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from policies.config import ModelConfig
@@ -252,4 +253,117 @@ def test_the_tiny_configurations_run_one_after_the_other(tmp_path: Path) -> None
     path = f"model.path={tmp_path / 'spans' / 'model'}"
     answers = [f"run_dir={tmp_path / 'answers'}", "steps=5", "eval_every_steps=5", path]
     assert cli.main(["text-to-text", str(tiny / "text-to-text-demonstrations.yaml"), *answers]) == 0
+    adapter = [f"run_dir={tmp_path / 'lora'}", "steps=5", "eval_every_steps=5", path]
+    assert cli.main(["text-to-text", str(tiny / "text-to-text-lora.yaml"), *adapter]) == 0
     assert RunFiles(tmp_path / "answers").read_summary()["tasks"]
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+LORA = {"kind": "lora", "rank": 4, "alpha": 8}
+
+
+def with_lora(tmp_path: Path, base: Path, /, **changes: Any) -> TextToTextConfig:
+    """Demonstrations learned by an adapter on the model of span corruption."""
+    model = {"path": str(base), "tuning": changes.pop("tuning", LORA)}
+    return answering(tmp_path, **{"model": model, "optimizer": {"learning_rate": 3e-2}, **changes})
+
+
+@pytest.fixture
+def spans(tuned: Path) -> Path:
+    """The model that `tuned` started from."""
+    return tuned.parent / "spans" / "model"
+
+
+def test_an_adapter_learns_on_a_base_that_stays_and_is_saved_as_peft_saves(tmp_path: Path, spans: Path) -> None:
+    before = (spans / "model.safetensors").read_bytes()
+    config = with_lora(tmp_path, spans)
+    run(config, resume=False)
+    losses = column(config.run_dir, "loss/train")
+    assert losses[-1] < 0.2 * losses[0]
+    summary = RunFiles(config.run_dir).read_summary()
+    assert 0 < summary["trained_parameters"] < 0.3 * summary["parameters"]  # pyright: ignore[reportOperatorIssue]
+
+    folder = Path(config.run_dir) / "model"
+    assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    loaded = load_encoder_decoder(str(folder), CPU)
+    base = AutoModelForSeq2SeqLM.from_pretrained(spans)
+    weights = dict(base.named_parameters())
+    assert all(torch.equal(tensor, weights[name.replace(".base_layer", "")])
+               for name, tensor in loaded.model.named_parameters() if ".lora_" not in name)  # fmt: skip
+    assert (spans / "model.safetensors").read_bytes() == before
+
+    # The library alone says the same of every target, and generates the same ids.
+    by_peft = PeftModel.from_pretrained(base, folder).eval()
+    inputs = read_inputs(config)
+    for source, target in inputs.train:
+        ids, labels = (torch.from_numpy(part.astype("int64"))[None] for part in (source, target))
+        with torch.no_grad():
+            expected = by_peft(input_ids=ids, labels=labels).loss
+        logprobs, mask = loaded.target_logprobs([source], [target])
+        assert -logprobs[mask].mean().item() == pytest.approx(expected.item(), abs=1e-5)
+        ((sampled, _),) = loaded.generate([source], max_tokens=8, temperature=0.01, seed=0)
+        greedy = by_peft.generate(input_ids=ids, max_new_tokens=8, do_sample=False, use_cache=False)[0, 1:].numpy()
+        assert np.array_equal(sampled, greedy[: len(sampled)])
+
+
+@pytest.mark.parametrize("variant", ["plain", "rslora", "dora", "pissa"])
+def test_a_new_adapter_changes_nothing_and_a_loaded_one_is_the_saved_one(
+    tmp_path: Path, spans: Path, variant: str
+) -> None:
+    config = with_lora(tmp_path, spans, tuning=LORA | {"variant": variant})
+    plain, inputs = load_encoder_decoder(str(spans), CPU), read_inputs(config)
+    sources, targets = (list(part) for part in zip(*inputs.train, strict=True))
+    with torch.no_grad():
+        assert torch.allclose(
+            inputs.model.target_logprobs(sources, targets)[0], plain.target_logprobs(sources, targets)[0], atol=1e-5
+        )
+        for _, parameter in inputs.model.trainable():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        inputs.model.save(tmp_path / "adapter", {})
+        again = load_encoder_decoder(str(tmp_path / "adapter"), CPU)
+        found, expected = (model.target_logprobs(sources, targets)[0] for model in (again, inputs.model))
+        assert torch.equal(found, expected)
+        with again.adapters.use(None):
+            again.adapter = None
+            assert torch.equal(*(model.target_logprobs(sources, targets)[0] for model in (again, plain)))
+
+
+def test_an_interrupted_run_of_an_adapter_resumes_to_the_bits_of_a_straight_one(
+    tmp_path: Path, spans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"steps": 6, "checkpoint": {"every_steps": 2}, "eval_every_steps": 3}
+    straight, broken = (
+        with_lora(tmp_path, spans, run_dir=str(tmp_path / name), **changes) for name in ("straight", "broken")
+    )
+    run(straight, resume=False)
+    interrupt_once(monkeypatch, at_step=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, resume=False)
+    run(broken, resume=True)
+    for key in ("loss/train", "eval/loss"):
+        assert column(broken.run_dir, key) == column(straight.run_dir, key)
+    saved = [
+        (Path(config.run_dir) / "model" / "adapter_model.safetensors").read_bytes() for config in (straight, broken)
+    ]
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"path": "m", "tuning": {"kind": "ia3"}}, "kind=ia3: of an encoder-decoder all weights train, or a LoRA adapter"),
+    ({"path": "m", "tuning": {"kind": "prefix"}}, "kind=prefix: of an encoder-decoder"),
+    ({"architecture": {"layers": 1}, "vocabulary_size": 300, "tuning": LORA}, "random weights would stay random"),
+])  # fmt: skip
+def test_a_tuning_that_an_encoder_decoder_does_not_have_is_named(
+    tmp_path: Path, model: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        configure(tmp_path, model=model)
+
+
+def test_all_weights_do_not_train_under_an_adapter(tmp_path: Path, spans: Path) -> None:
+    config = with_lora(tmp_path, spans, steps=1)
+    run(config, resume=False)
+    full = answering(tmp_path, model={"path": str(Path(config.run_dir) / "model")}, run_dir=str(tmp_path / "full"))
+    with pytest.raises(ValueError, match=r"model.path holds an adapter, and full tuning would leave it out"):
+        run(full, resume=False)
