@@ -432,12 +432,12 @@ def test_a_folder_that_holds_a_run_is_refused_before_the_stage_is_imported(
 ) -> None:
     Path("run").mkdir()
     Path("run/config.yaml").write_text("steps: 4\n", encoding="utf-8")
-    del bench.module.run
+    del vars(bench.module)["run"]
     assert bench.main("train", "train.yaml") == 2
     assert "run_dir: 'run' already holds a run; name another run_dir, or continue it with --resume" in (
         capsys.readouterr().err
     )
-    bench.module.run = bench.run  # pyright: ignore[reportAttributeAccessIssue]
+    vars(bench.module)["run"] = bench.run
     assert bench.main("train", "train.yaml", "--resume") == 0
     assert bench.main("look") == 0
 
