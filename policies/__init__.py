@@ -4,7 +4,7 @@ config         model, precision, attention, adapters
 tokenization   chat template, special tokens, prompt rendering
 tokenizer_models byte-level BPE, WordPiece and Unigram
 encoder_decoder T5-like models: loading, log-probs of targets, generation
-loading        backbone + tokenizer + adapters: the single way to load
+backbone       model + tokenizer + adapters: token ids -> hidden states and logits; loading: the single way to load one
 quantization   frozen linear layers in 8 or 4 bits (QLoRA)
 adapters       named adapters on one base: policy, critic, reward, reference
 peft_configs   from `model.tuning` to PEFT's configuration; tuners: methods that PEFT does not have

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import Parameter
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from policies.logprobs import TokenLogprobs, chunk_tokens_for, token_logprobs
 from policies.sequences import SequenceBatch
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import FullTuning, Tuning
-from policies.loading import REFERENCE_ADAPTER, Backbone
+from policies.loading import REFERENCE_ADAPTER
 from policies.sequences import TokenIds, evaluate_in_micro_batches
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from policies.backbone import Backbone
 from policies.base_identity import copy_exactly
-from policies.loading import Backbone
 from policies.scalar_head import ScalarHead
 from policies.sequences import SequenceBatch
 

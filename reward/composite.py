@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from policies.sources import require_model
 from policies.tokenization import tokenizer_fingerprint
 from reward.config import (

@@ -13,9 +13,9 @@ from peft.utils import load_peft_weights
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.checkpoint import load_metadata
 from policies.config import ModelConfig
-from policies.loading import Backbone
 from policies.scalar_head import ScalarHead
 from policies.sources import resolve_source
 from policies.tokenization import load_tokenizer

@@ -6,8 +6,9 @@ model where both share a base, else from a zero head. What a value is stands in 
 
 import logging
 
+from policies.backbone import Backbone
 from policies.config import FullTuning, LoraTuning
-from policies.loading import Backbone, load_backbone
+from policies.loading import load_backbone
 from policies.scalar_head import ScalarHead
 from policies.sources import resolve_source
 from policies.value import ValueModel

@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from policies.backbone import Backbone
 from policies.checkpoint import atomic_folder, save_model
-from policies.loading import Backbone, load_backbone, policy_adapter
+from policies.loading import load_backbone, policy_adapter
 from rlhf.config import ExportConfig
 
 _PROBE_ROWS, _PROBE_TOKENS = 4, 64

@@ -15,8 +15,9 @@ from rich.rule import Rule
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.encoder_decoder import is_encoder_decoder, load_encoder_decoder
-from policies.loading import Backbone, load_backbone, policy_adapter, resolve_device
+from policies.loading import load_backbone, policy_adapter, resolve_device
 from policies.tokenization import Message, decode, encode_prompt, render_prompt
 from rlhf.config import ChatConfig, GenerateConfig
 from rlhf.data import load_rows

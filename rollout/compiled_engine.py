@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.config import CompiledEngineConfig, SamplingConfig
 from rollout.continuous import ContinuousDecoder
 from rollout.decode_attention import decode_attention

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 
 import torch
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.decode_step import DecodeStep
 from rollout.prefill import PrefilledPrompt
 from rollout.responses import OpenResponse

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.slot_cache import SlotCache
 
 DecodeStep = Callable[[Tensor, Tensor, Tensor, SlotCache], Tensor]

@@ -1,7 +1,7 @@
 """From `rollout.engine` to the engine it names. The only place that knows all of them."""
 
+from policies.backbone import Backbone
 from policies.config import ModelConfig
-from policies.loading import Backbone
 from rollout.compiled_engine import CompiledGenerator, is_supported
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig, VllmEngineConfig
 from rollout.generation import Generator

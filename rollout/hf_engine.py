@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.config import HfEngineConfig, SamplingConfig
 from rollout.kv_cache import preallocated_cache
 from rollout.responses import OpenResponse, ResponseFactory

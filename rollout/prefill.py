@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from policies.sequences import micro_batches
 from rollout.responses import OpenResponse
 from rollout.slot_cache import LayerStates

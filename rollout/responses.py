@@ -137,7 +137,7 @@ class OpenResponse:
 
 
 class TokenSpace(Protocol):
-    """What of a model decides where responses may end; a `policies.loading.Backbone` has it."""
+    """What of a model decides where responses may end; a `policies.backbone.Backbone` has it."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

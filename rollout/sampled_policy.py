@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone
 from policies.sequences import evaluate_in_micro_batches
 from rollout.types import PerToken, TokenIds
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.decode_step import DecodeStep, plain_step
 from rollout.prefill import read_prompts
 from rollout.slot_cache import SlotCache

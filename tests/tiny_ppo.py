@@ -14,9 +14,10 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import FullTuning, LoraTuning, ModelConfig
-from policies.loading import Backbone, load_backbone, prepare_policy
+from policies.loading import load_backbone, prepare_policy
 from policies.scalar_head import ScalarHead
 from policies.value import ValueModel
 from reward.model import RewardModel

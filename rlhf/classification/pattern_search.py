@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone, load_backbone, policy_adapter
+from policies.loading import load_backbone, policy_adapter
 from policies.tokenization import decode, encode_prompt
 from rlhf.classification.cloze import ClozeModel, Question
 from rlhf.classification.patterns import Pattern, Slot

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
-from policies.loading import Backbone
 from policies.sequences import SequenceBatch, TokenIds, pad_sequences
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone, load_backbone, policy_adapter, prepare_policy
+from policies.loading import load_backbone, policy_adapter, prepare_policy
 from rlhf.classification.cloze import ClozeModel
 from rlhf.classification.head import HeadModel
 from rlhf.classification.label_model import LabelModel

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from policies.sequences import micro_batches
 from rlhf.classification.label_model import Encoded, LabelModel
 from rlhf.classification.predicting import lengths_of

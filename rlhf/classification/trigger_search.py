@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone
 from policies.logprobs import response_states
 from policies.sequences import TokenIds
 from rlhf.algorithms.label_scores import first_order_changes, label_scores

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
 from policies.config import ModelConfig
-from policies.loading import Backbone, load_backbone, policy_adapter
+from policies.loading import load_backbone, policy_adapter
 from policies.logprobs import chunk_tokens_for
 from policies.sequences import SequenceBatch, TokenIds, micro_batches, pad_sequences
 from policies.sources import naming_models

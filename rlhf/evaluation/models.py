@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
-from policies.loading import Backbone, load_backbone, policy_adapter
+from policies.loading import load_backbone, policy_adapter
 from policies.sequences import TokenIds, evaluate_in_micro_batches
 from rlhf.text_stream import perplexity
 from rollout.config import SamplingConfig

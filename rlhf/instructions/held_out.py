@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table as ConsoleTable
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rlhf.evaluation.config import TasksConfig
 from rlhf.evaluation.models import LoadedModel
 from rlhf.evaluation.task_scores import TaskOutcome, measure_tasks, task_changes

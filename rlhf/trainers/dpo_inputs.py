@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import REFERENCE_ADAPTER, Backbone, load_backbone, prepare_policy
+from policies.loading import REFERENCE_ADAPTER, load_backbone, prepare_policy
 from policies.sequences import TokenIds, evaluate_in_micro_batches
 from policies.tokenization import encode_completion, encode_prompt
 from reward.encoding import require_length

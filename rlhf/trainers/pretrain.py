@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from policies.attention import trains_faster_unfused
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
-from policies.loading import Backbone
 from policies.sequences import pad_texts
 from rlhf.compute_precision import reduced_precision, resolve_compute_dtype
 from rlhf.config import PretrainConfig

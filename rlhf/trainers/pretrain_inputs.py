@@ -10,9 +10,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from policies.backbone import Backbone
 from policies.checkpoint import atomic_folder
 from policies.config import ModelConfig
-from policies.loading import Backbone, load_backbone, random_backbone, resolve_device
+from policies.loading import load_backbone, random_backbone, resolve_device
 from policies.tokenization import load_tokenizer_folder, train_tokenizer
 from rlhf.config import PretrainConfig, PretrainModelConfig
 from rlhf.data import load_rows

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from policies.sequences import TokenIds
 from rlhf.optimization import Schedule
 from rlhf.trainers.trl_loop import OrderedTrainer, StepReport, TrlSettings, train_in_order

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rlhf.gradient_sums import sum_gradients
 from rlhf.optimization import Schedule, clip_gradients, require_finite
 from rlhf.runtime.distributed import ALONE, Ranks

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rlhf.conversations import Example
 from rlhf.forgetting.old_model import OldModel
 from rlhf.optimization import Schedule

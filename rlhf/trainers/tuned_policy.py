@@ -5,9 +5,9 @@ Owns what both stages do alike with checkpoints and model folders; loss, data an
 
 from collections.abc import Mapping
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
-from policies.loading import Backbone
 from rlhf.config import DpoConfig, SftConfig
 from rlhf.optimization import build_optimizer
 from rlhf.runtime.kept_checkpoints import BEST_MODEL, KeptCheckpoints

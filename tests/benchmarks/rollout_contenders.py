@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
 from tests.benchmarks.rollout_workload import PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS, prompts, response_lengths

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone
 from policies.sequences import evaluate_in_micro_batches
 from tests.benchmarks.machine_limits import matmul_flops, memory_bandwidth
 from tests.benchmarks.rollout_contenders import Sampled

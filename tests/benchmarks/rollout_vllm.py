@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from tests.benchmarks.rollout_contenders import Sampled
 from tests.benchmarks.rollout_workload import CONTEXT_TOKENS, PROMPTS, prompts, response_lengths
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from tests.benchmarks.machine_limits import describe_machine
 from tests.benchmarks.rollout_contenders import CONTENDERS, Contender
 from tests.benchmarks.rollout_measures import largest_logprob_error, limits, work

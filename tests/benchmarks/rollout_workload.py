@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.config import ResponseLimits
 from rollout.types import Prompt
 from tests.tiny_models import build_tokenizer

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from policies.activation_checkpointing import checkpointed_layers
+from policies.backbone import Backbone
 from policies.config import LoraTuning
-from policies.loading import Backbone
 from policies.sequences import SequenceBatch
 from tests.fixtures_models import ARCHITECTURES
 from tests.tiny_models import randomize

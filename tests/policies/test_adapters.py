@@ -13,10 +13,11 @@ from transformers import (
 )
 
 from policies.adapters import AdapterSet
+from policies.backbone import Backbone
 from policies.base_identity import base_fingerprint
 from policies.checkpoint import load_metadata
 from policies.config import LoraTuning, ModelConfig
-from policies.loading import Backbone, load_backbone
+from policies.loading import load_backbone
 from tests.fixtures_models import ARCHITECTURES
 from tests.tiny_models import randomize
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from policies import causal
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import LoraTuning
-from policies.loading import Backbone
 from policies.logprobs import response_states
 from policies.sequences import SequenceBatch, evaluate_in_micro_batches, pad_texts
 from tests.fixtures_models import ARCHITECTURES

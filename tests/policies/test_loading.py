@@ -14,15 +14,9 @@ from transformers import (
 )
 
 from policies.adapters import AdapterSet
+from policies.backbone import Backbone
 from policies.config import ArchitectureConfig, FullTuning, LoraTuning, ModelConfig
-from policies.loading import (
-    Backbone,
-    load_backbone,
-    policy_adapter,
-    prepare_policy,
-    random_backbone,
-    resolve_device,
-)
+from policies.loading import load_backbone, policy_adapter, prepare_policy, random_backbone, resolve_device
 from policies.sequences import SequenceBatch
 from policies.sources import require_model
 from policies.tokenization import train_tokenizer

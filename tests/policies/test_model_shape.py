@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.config import LoraTuning
-from policies.loading import Backbone
 from policies.model_shape import adapter_parameters, model_shape, shape_of
 from tests.fixtures_models import ARCHITECTURES
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from policies.backbone import Backbone
 from policies.config import LoraTuning
-from policies.loading import Backbone
 from policies.packed_attention import PackedRows, UnsupportedAttentionError, attend
 from policies.sequences import SequenceBatch
 from tests.fixtures_models import ARCHITECTURES

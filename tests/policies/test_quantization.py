@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from policies import quantization
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import LoraTuning, ModelConfig
-from policies.loading import Backbone, load_backbone
+from policies.loading import load_backbone
 from policies.quantization import QuantizedLinear
 from policies.reference import ReferencePolicy
 from tests.tiny_models import RAGGED, build_model, ragged_batch, randomize

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import FullTuning, LoraTuning
-from policies.loading import Backbone
 from policies.reference import ReferencePolicy
 from tests.tiny_models import RAGGED, ragged_batch, randomize
 

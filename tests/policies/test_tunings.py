@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from policies.adapters import AdapterSet
+from policies.backbone import Backbone
 from policies.base_identity import base_parameters
 from policies.causal import CausalPolicy
 from policies.config import (
@@ -24,7 +25,7 @@ from policies.config import (
     PromptTuning,
     PTuningV2,
 )
-from policies.loading import Backbone, load_backbone, prepare_policy
+from policies.loading import load_backbone, prepare_policy
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
 from rollout.types import Prompt

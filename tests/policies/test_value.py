@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import LoraTuning
-from policies.loading import Backbone
 from policies.scalar_head import ScalarHead
 from policies.sequences import SequenceBatch
 from policies.value import ValueModel

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.loading import Backbone, load_backbone
+from policies.backbone import Backbone
+from policies.loading import load_backbone
 from policies.tokenization import encode_completion
 from rlhf.config import ChatConfig, GenerateConfig
 from rlhf.data import load_rows

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone, load_backbone, prepare_policy
+from policies.loading import load_backbone, prepare_policy
 from policies.scalar_head import ScalarHead
 from policies.value import ValueModel
 from rlhf.config import PpoConfig

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies.loading import Backbone, load_backbone
+from policies.backbone import Backbone
+from policies.loading import load_backbone
 from rlhf.config import PpoConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner

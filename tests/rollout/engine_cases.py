@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import LoraTuning
-from policies.loading import Backbone
 from policies.sequences import pad_sequences
 from rollout.compiled_engine import STEPS_BEFORE_TRACE, CompiledGenerator
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.config import AdapterTuning, BottleneckTuning, Ia3Tuning, LoraTuning
-from policies.loading import Backbone
 from rollout.compiled_engine import CompiledGenerator
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout.config import ResponseLimits, SamplingConfig
 from rollout.generation import repeat_prompts
 from rollout.types import Prompt

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.loading import Backbone
 from policies.tokenization import decode
 from rollout.config import ResponseLimits, SamplingConfig
 from rollout.generation import repeat_prompts

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.config import ArchitectureConfig, LoraTuning
-from policies.loading import Backbone, random_backbone
+from policies.loading import random_backbone
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
 from rollout.types import Prompt

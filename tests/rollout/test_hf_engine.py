@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from tests.rollout.engine_cases import assert_same, hf, sample
 
 

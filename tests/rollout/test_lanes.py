@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout import lanes
 from rollout.lanes import deal, lane_count, run_lanes
 from rollout.responses import OpenResponse, ResponseRules

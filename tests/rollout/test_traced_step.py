@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from policies.loading import Backbone
+from policies.backbone import Backbone
 from rollout import compiled_engine, lanes
 from rollout.compiled_engine import STEPS_BEFORE_TRACE, CompiledGenerator
 from rollout.config import SamplingConfig

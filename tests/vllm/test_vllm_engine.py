@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import FullTuning, LoraTuning, ModelConfig
-from policies.loading import POLICY_ADAPTER, Backbone, load_backbone, prepare_policy
+from policies.loading import POLICY_ADAPTER, load_backbone, prepare_policy
 from policies.sequences import evaluate_in_micro_batches
 from rollout.config import HfEngineConfig, SamplingConfig, VllmEngineConfig
 from rollout.generation import Generator, repeat_prompts

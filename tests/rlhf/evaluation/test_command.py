@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from policies.backbone import Backbone
 from policies.config import ModelConfig
-from policies.loading import Backbone, load_backbone
+from policies.loading import load_backbone
 from policies.tokenization import train_tokenizer
 from rlhf.config import EvalConfig
 from rlhf.evaluation import models

@@ -13,8 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from policies.backbone import Backbone
 from policies.config import ModelConfig
-from policies.loading import Backbone, load_backbone
+from policies.loading import load_backbone
 from rlhf.config import SftConfig
 from rlhf.conversations import Example, examples_from_rows
 from rlhf.example_order import example_order
