@@ -1,14 +1,13 @@
 """The learner role: policy and critic of PPO, their optimizers, and the update of one step.
 
-Owns epochs, minibatches, micro-batches by token budget, the PPO-ptx mix and the optimizer steps. It samples nothing,
-scores nothing and knows no Ray. Losses are normalised by the token count of their minibatch, so gradients do not depend
+Owns epochs, minibatches, the PPO-ptx mix and the optimizer steps. It samples nothing, scores nothing and knows no Ray. Losses are normalised by the token count of their minibatch, so gradients do not depend
 on how samples fall into micro-batches, nor on how many ranks share them: every rank is called with the same arguments,
 computes its rows of each minibatch, and takes the same step on the sum of all gradients.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.causal import CausalPolicy
-from policies.sequences import SequenceBatch, evaluate_in_micro_batches, pad_sequences
+from policies.sequences import SequenceBatch
 from policies.sharding import whole_tensors
 from policies.value import ValueModel
 from rlhf.algorithms.language_model_losses import balanced_coefficient, ptx_loss
@@ -29,24 +28,14 @@ from rlhf.config.retention import EwcRetention
 from rlhf.conversations import Example
 from rlhf.experience import Experience
 from rlhf.forgetting.weight_anchor import anchor_weights
+from rlhf.metric_sums import Sums, add_metrics, average, over_ranks, to_floats
+from rlhf.micro_batches import MicroBatches
 from rlhf.optimization import NonFiniteLossError, require_finite
-from rlhf.row_shares import RowShare, share_rows
 from rlhf.runtime.distributed import ALONE, Ranks
 from rlhf.runtime.training_state import TrainingState, with_owner
 from rlhf.text_stream import TextStream, perplexity
 from rlhf.trained_model import TrainedModel
 from rollout.types import PerToken, TokenIds
-
-Sums = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class _MicroBatch:
-    """Rows of one pass, by their index in the minibatch; a ghost is a pass of zero weight (see `row_shares`)."""
-
-    indices: list[int]
-    batch: SequenceBatch
-    is_ghost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +81,7 @@ class Learner:
         self._policy, self._critic, self._ptx, self._ranks = policy, critic, ptx, ranks
         self._algorithm: AlgorithmConfig = config.algorithm
         self._backbone, self._seed, self._budget = policy.backbone, config.seed, config.micro_batch_tokens
+        self._passes = MicroBatches(policy.backbone, token_budget=self._budget, ranks=ranks)
         if config.activation_checkpointing:
             for backbone in {model.backbone for model in (policy, critic) if model is not None}:
                 backbone.checkpoint_activations()
@@ -115,11 +105,11 @@ class Learner:
     def values(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Value before each response token, (R_i,) float32 in reward units; needs a critic."""
         assert self._critic is not None, "there is no critic to ask"
-        return self._without_gradient(self._critic.values, prompts, responses)
+        return self._passes.evaluate(self._critic.values, prompts, responses)
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Log-probs of the response tokens under the current policy, (R_i,) float32, nats."""
-        return self._without_gradient(lambda batch: self._policy.logprobs(batch).logprobs, prompts, responses)
+        return self._passes.evaluate(lambda batch: self._policy.logprobs(batch).logprobs, prompts, responses)
 
     def update(self, experience: Experience, *, step: int) -> dict[str, float]:
         """`epochs` passes over the step's samples, each in `minibatches` optimizer steps of policy and critic.
@@ -144,7 +134,7 @@ class Learner:
             history.append(self._minibatch(experience, rows, proximal, weights))
             if limit is not None and history[-1]["policy/approxkl"] > limit:
                 break
-        metrics = _average(history)
+        metrics = average(history)
         if limit is not None:
             metrics["policy/skipped_minibatches"] = float(self._skip(len(minibatches) - len(history)))
         del metrics["policy/ratio_error_max"]
@@ -186,25 +176,6 @@ class Learner:
         if self._ptx is not None:
             self._ptx.load_state_dict(values["ptx"])
 
-    def _without_gradient(
-        self, compute: Callable[[SequenceBatch], Tensor], prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
-    ) -> list[PerToken]:
-        """`compute` maps a micro-batch to (M, R); its rows come back ragged, in the order of `responses`."""
-        share = self._share(prompts, responses)
-        own = evaluate_in_micro_batches(
-            compute,
-            [prompts[i] for i in share.rows],
-            [responses[i] for i in share.rows],
-            token_budget=self._budget,
-            pad_id=self._backbone.pad_id,
-            device=self._backbone.device,
-            counts_padding=not self._backbone.packs_rows,
-        )
-        with torch.no_grad():
-            for _ in range(share.ghosts):
-                compute(self._pad(prompts, responses, [share.ghost_row]))
-        return self._ranks.join_rows(dict(zip(share.rows, own, strict=True)), [len(row) for row in responses])
-
     def _skip(self, minibatches: int) -> int:
         """Lets the schedules pass over minibatches that are not taken: the rate reaches 0 with the run's last step."""
         for model in self._trained:
@@ -235,15 +206,15 @@ class Learner:
         token_count = sum(len(response) for response in responses)
         totals: Sums = {}
         padding: list[tuple[int, int]] = []
-        for part in self._micro_batches(prompts, responses):
+        for part in self._passes.over(prompts, responses):
             chosen = [rows[i] for i in part.indices]
             columns = _columns(experience, proximal, chosen, part.batch)
             importance = None if weights is None else _pad_like([weights[i] for i in chosen], part.batch)
-            _add(totals, self._backward(columns, importance, token_count))
+            add_metrics(totals, self._backward(columns, importance, token_count))
             real = int(part.batch.attention_mask.sum())
             computed = real if self._backbone.packs_rows else part.batch.input_ids.numel()
             padding.append((computed, 0 if part.is_ghost else real))
-        metrics = _to_floats(_over_ranks(totals, self._ranks))
+        metrics = to_floats(over_ranks(totals, self._ranks))
         for model in self._trained:
             model.sum_gradients()
         metrics |= self._ptx_backward() | self._pull_back()
@@ -345,7 +316,7 @@ class Learner:
             metrics["policy/ptx_coefficient"] = weight
         metrics["policy/ptx_gradient_ratio"] = policy.gradient_norm() / ppo_norm.clamp(min=1e-12)
         policy.add_gradients(of_ppo)
-        return _to_floats(metrics)
+        return to_floats(metrics)
 
     def _pull_back(self) -> dict[str, float]:
         """Adds the gradient of `algorithm.retention`: of weights alone, so once, and the same on every rank."""
@@ -359,7 +330,7 @@ class Learner:
         predicted = sum(len(text) - 1 for text in texts)
         total = torch.zeros((), device=self._backbone.device)
         # The first token of a text is its prompt (see `policies.sequences.pad_texts`).
-        for part in self._micro_batches([text[:1] for text in texts], [text[1:] for text in texts]):
+        for part in self._passes.over([text[:1] for text in texts], [text[1:] for text in texts]):
             self._collect_gradients()
             loss, _ = ptx_loss(-self._policy.text_nll(part.batch), part.batch.response_mask, predicted)
             (coefficient * loss).backward()
@@ -367,32 +338,6 @@ class Learner:
         self._policy_training.sum_gradients()
         self._ranks.add_up(total)
         return total
-
-    def _micro_batches(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> Iterator[_MicroBatch]:
-        """The passes of this rank over a minibatch; every rank has as many."""
-        share = self._share(prompts, responses)
-        for indices in share.groups:
-            yield _MicroBatch(indices, self._pad(prompts, responses, indices))
-        for _ in range(share.ghosts):
-            yield self._ghost(prompts, responses, share)
-
-    def _ghost(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds], share: RowShare) -> _MicroBatch:
-        batch = self._pad(prompts, responses, [share.ghost_row])
-        silent = replace(batch, response_mask=torch.zeros_like(batch.response_mask))
-        return _MicroBatch([share.ghost_row], silent, is_ghost=True)
-
-    def _pad(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds], indices: Sequence[int]) -> SequenceBatch:
-        return pad_sequences(
-            [prompts[i] for i in indices],
-            [responses[i] for i in indices],
-            pad_id=self._backbone.pad_id,
-            device=self._backbone.device,
-        )
-
-    def _share(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> RowShare:
-        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        counts_padding = not self._backbone.packs_rows
-        return share_rows(lengths, self._ranks, token_budget=self._budget, counts_padding=counts_padding)
 
 
 def _columns(experience: Experience, proximal: Sequence[PerToken], rows: list[int], batch: SequenceBatch) -> _Padded:
@@ -415,43 +360,3 @@ def _token_weights(start: PerToken, behavior: PerToken, cap: float) -> PerToken:
     # Copies: arrays from the object store are read-only, and torch has no read-only tensors.
     weights = truncated_importance_weights(torch.tensor(start)[None], torch.tensor(behavior)[None], mask, cap=cap)
     return weights[0].numpy()
-
-
-def _is_maximum(name: str) -> bool:
-    return name.endswith("_max")
-
-
-def _add(totals: Sums, metrics: Sums) -> None:
-    """Adds token means that share their minibatch's denominator; keeps the maximum of `_max` metrics."""
-    for name, value in metrics.items():
-        if name not in totals:
-            totals[name] = value
-        else:
-            totals[name] = torch.maximum(totals[name], value) if _is_maximum(name) else totals[name] + value
-
-
-def _over_ranks(totals: Sums, ranks: Ranks) -> Sums:
-    """What `_add` has gathered on each rank, of all of them."""
-    if ranks.is_alone:
-        return totals
-    sums = [name for name in totals if not _is_maximum(name)]
-    maxima = [name for name in totals if _is_maximum(name)]
-    added, greatest = (torch.stack([totals[name].float() for name in names]) for names in (sums, maxima))
-    ranks.add_up(added)
-    ranks.maximum(greatest)
-    combined = dict(zip([*sums, *maxima], [*added, *greatest], strict=True))
-    return {name: combined[name] for name in totals}
-
-
-def _to_floats(tensors: Sums) -> dict[str, float]:
-    """All scalars in one transfer."""
-    stacked = torch.stack([value.float() for value in tensors.values()]).tolist()
-    return dict(zip(tensors, stacked, strict=True))
-
-
-def _average(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    def combine(name: str) -> float:
-        column = [row[name] for row in history]
-        return max(column) if _is_maximum(name) else sum(column) / len(column)
-
-    return {name: combine(name) for name in history[0]}
