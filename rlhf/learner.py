@@ -1,8 +1,9 @@
 """The learner role: policy and critic of PPO, their optimizers, and the update of one step.
 
-Owns epochs, minibatches, the PPO-ptx mix and the optimizer steps. It samples nothing, scores nothing and knows no Ray. Losses are normalised by the token count of their minibatch, so gradients do not depend
-on how samples fall into micro-batches, nor on how many ranks share them: every rank is called with the same arguments,
-computes its rows of each minibatch, and takes the same step on the sum of all gradients.
+Owns epochs, minibatches, the PPO-ptx mix and the optimizer steps. It samples nothing, scores nothing and knows no Ray.
+Losses are normalised by the token count of their minibatch, so gradients do not depend on how samples fall into
+micro-batches, nor on how many ranks share them: every rank is called with the same arguments, computes its rows of each
+minibatch, and takes the same step on the sum of all gradients.
 """
 
 import math

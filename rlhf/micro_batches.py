@@ -41,7 +41,7 @@ class MicroBatches:
     def evaluate(
         self, compute: Callable[[SequenceBatch], Tensor], prompts: Sequence[TokenIds], responses: Sequence[TokenIds]
     ) -> list[PerToken]:
-        """Each row's own part of what `compute` makes of a pass, (M, R), without gradients, in the order of the rows."""
+        """Each row's part of what `compute` makes of a pass, (M, R), without gradients, in the order of the rows."""
         share = self._share(prompts, responses)
         own = evaluate_in_micro_batches(
             compute,
