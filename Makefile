@@ -20,7 +20,7 @@ quickstart: $(INSTALLED)  ## run the whole chain on the embedded world, in minut
 	$(BIN)/rlhf quickstart $(ARGS)
 
 test: $(INSTALLED)  ## run the default tests in two processes (ARGS="-k name" selects)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(INSTALLED)  ## run the slow tests too; those marked gpu and benchmark stay out
 	$(BIN)/python -m pytest -m "not gpu and not benchmark" $(ARGS)

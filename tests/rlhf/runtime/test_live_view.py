@@ -180,7 +180,9 @@ def test_the_sink_of_a_stage_depends_on_terminal_setting_and_display(monkeypatch
 
 
 CHILD = """
-import time, warnings
+import signal, time, warnings
+# A shell that started the tests in the background has them, and their children, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rlhf.runtime.terminal import terminal_sink
 sink = terminal_sink("ppo", 9, live="auto")
 try:
