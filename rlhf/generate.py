@@ -25,7 +25,7 @@ from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.metrics import open_metric_logger
-from rlhf.runtime.run_folder import RunFolder
+from rlhf.runtime.run_folder import open_run
 from rlhf.text_to_text_answers import AnsweringEncoderDecoder, require_answerable
 from rollout.engines import build_generator
 from rollout.generation import repeat_prompts
@@ -49,7 +49,7 @@ def run(config: GenerateConfig, *, resume: bool) -> None:
     found = _read_prompts(config, tokenizer)
     prompts, indices = repeat_prompts(found.prompts[: config.prompts], config.responses_per_prompt)
     with ExitStack() as stack:
-        folder = stack.enter_context(RunFolder.create(config.run_dir, resolved))
+        folder = stack.enter_context(open_run(config.run_dir, config, resume=False))
         metrics = stack.enter_context(
             open_metric_logger(folder, config.tracking, resolved, stage="generate", total_steps=1)
         )

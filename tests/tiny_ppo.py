@@ -46,6 +46,15 @@ REWARD_SCALE = Normalizer(mean=0.4, std=2.5, count=10, source="test")
 
 _VARIES = ("time/", "perf/", "sync/bytes")
 
+# Adam without memory and with an epsilon far above any gradient: the step is the gradient itself.
+STEP_IS_GRADIENT = {
+    "learning_rate": 1e6,
+    "epsilon": 1e6,
+    "betas": [0.0, 0.0],
+    "max_grad_norm": 1e9,
+    "schedule": "constant",
+}
+
 ADVANTAGES = ((1.0, -0.5), (0.7, -1.2, 0.3, 0.9), (-0.8,))
 RETURNS = ((0.6, -0.2), (1.1, 0.4, -0.7, 0.2), (0.9,))
 """One number for each response token of `RAGGED`."""

@@ -26,6 +26,7 @@ from tests.tiny_models import randomize
 from tests.tiny_ppo import (
     ADVANTAGES,
     RETURNS,
+    STEP_IS_GRADIENT,
     build_learner,
     experience_for,
     largest_difference,
@@ -36,14 +37,6 @@ from tests.tiny_ppo import (
     with_ptx,
 )
 
-# Adam without memory and with an epsilon far above any gradient: the step is the gradient itself.
-STEP_IS_GRADIENT = {
-    "learning_rate": 1e6,
-    "epsilon": 1e6,
-    "betas": [0.0, 0.0],
-    "max_grad_norm": 1e9,
-    "schedule": "constant",
-}
 # So small that no weight moves.
 AT_REST = {"learning_rate": 1e-30}
 ONE_PASS = {"epochs": 1, "minibatches": 1}

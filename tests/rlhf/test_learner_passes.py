@@ -18,17 +18,17 @@ from rlhf.config import PpoConfig
 from rlhf.experience import Experience
 from rlhf.learner import Learner
 from tests.tiny_models import randomize
-from tests.tiny_ppo import build_learner, experience_for, largest_difference, merged, ppo_settings, snapshot
+from tests.tiny_ppo import (
+    STEP_IS_GRADIENT,
+    build_learner,
+    experience_for,
+    largest_difference,
+    merged,
+    ppo_settings,
+    snapshot,
+)
 
 FULL = {"kind": "full"}
-# Adam without memory and with an epsilon far above any gradient: the step is the gradient itself.
-STEP_IS_GRADIENT = {
-    "learning_rate": 1e6,
-    "epsilon": 1e6,
-    "betas": [0.0, 0.0],
-    "max_grad_norm": 1e9,
-    "schedule": "constant",
-}
 
 
 @pytest.fixture

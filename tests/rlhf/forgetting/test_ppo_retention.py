@@ -18,6 +18,7 @@ from rlhf.runtime.metrics import JsonlSink
 from tests.tiny_models import randomize
 from tests.tiny_ppo import (
     OLD_EXAMPLES,
+    STEP_IS_GRADIENT,
     build_learner,
     comparable,
     experience_for,
@@ -31,14 +32,6 @@ from tests.tiny_ppo import (
     with_ptx,
 )
 
-# Adam without memory and with an epsilon far above any gradient: the step is the gradient itself.
-STEP_IS_GRADIENT = {
-    "learning_rate": 1e6,
-    "epsilon": 1e6,
-    "betas": [0.0, 0.0],
-    "max_grad_norm": 1e9,
-    "schedule": "constant",
-}
 L2_SP = {"kind": "l2_sp", "coefficient": 0.3}
 EWC = {"kind": "ewc", "coefficient": 0.7, "data": "old.jsonl"}
 FULL = {"model": {"tuning": {"kind": "full"}}}
