@@ -11,8 +11,9 @@ peft_configs   from `model.tuning` to PEFT's configuration; tuners: methods that
 injected_layers, virtual_tokens, virtual_prefix, pissa   how methods enter a model
 base_identity  which base an adapter belongs to
 attention      which attention implementation computes fastest
+packed_rows    rows of unlike length as one; packed_attention: who attends to whom in it
 shared_prefix  sequences with common beginnings -> one packed row; shared_prefix_attention: who attends to whom in it
-rotary_attention attention layers of the Llama family on packed rows; packed_attention: rows and their attention
+head_blocks, plain_attention   attention by plain matrix products; rotary_attention: layers of the Llama family with it
 final_layer    the end of the last layer, computed only where its output is read
 logprobs       hidden states -> token log-probs and entropy; the only next-token shift in the project
 causal         the trainable policy

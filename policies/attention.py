@@ -1,6 +1,7 @@
 """Which attention implementation computes fastest, and a switch between them.
 
-Owns the measured threshold. The attention of packed rows is `policies.shared_prefix_attention`.
+Owns the measured threshold, and the error of layers that the functions of this project cannot serve
+(`policies.packed_attention`, `policies.shared_prefix_attention`).
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from transformers import PreTrainedModel
 LONGEST_UNFUSED_ATTENTION = 256
 """Tokens up to which plain attention trains faster than the fused kernel in bfloat16 on a CPU (1.4x at 128, 1.15x at
 256, 0.7x at 512): the fused kernel's backward pass does not use the bfloat16 instructions."""
+
+
+class UnsupportedAttentionError(RuntimeError):
+    """The layers ask for more than causal attention: a window, a soft cap, sinks, a bias; or lose the layout."""
 
 
 def trains_faster_unfused(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:

@@ -24,10 +24,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet
+from policies.attention import UnsupportedAttentionError
 from policies.base_identity import base_parameters, copy_exactly
 from policies.final_layer import computed_only_at, final_parts
 from policies.logprobs import before_response, response_states
-from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
+from policies.packed_attention import PACKED, attention
+from policies.packed_rows import PackedRows
 from policies.quantization import quantization_of
 from policies.rms_norm import use_fast_norms
 from policies.rotary_attention import use_fast_attention
@@ -157,11 +159,10 @@ class Backbone:
     def packs_rows(self) -> bool:
         """Whether the layers compute no padding of right-padded rows (`policies.packed_attention`).
 
-        So it is where the architecture's attention is nothing but causal, `attention` is sdpa, no adapter puts virtual
-        tokens before the rows, and there is no autocast, under which a layer's tensors differ in precision.
+        So it is where the architecture's attention is nothing but causal, `attention` is sdpa, and no adapter puts
+        virtual tokens before the rows.
         """
-        is_plain = self._attention == "sdpa" and not torch.is_autocast_enabled(self.device.type)
-        return self._packs_exactly and is_plain and not self.most_virtual_tokens
+        return self._packs_exactly and self._attention == "sdpa" and not self.most_virtual_tokens
 
     def row_states(self, input_ids: Tensor, mask: Tensor, *, read: Tensor | None = None) -> Tensor:
         """(M, T, D) last hidden states of right-padded rows, arbitrary at padding.

@@ -2,20 +2,26 @@
 
 Owns one third-party quirk: transformers turns queries and keys by their rotary embedding in ten operations on
 transposed tensors, and projects to queries, keys and values one by one. Here the projections share what they can
-(`policies.lora_linear`), and the rotation writes straight into the layout of the products
-(`policies.packed_attention`). Remove this file when transformers' layers do (transformers 5.23).
+(`policies.lora_linear`), and the rotation writes straight into the blocks of the products (`policies.head_blocks`).
+Remove this file when transformers' layers do (transformers 5.23).
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
+from policies.attention import trains_faster_unfused
 from policies.lora_linear import joint_products
-from policies.packed_attention import PackedRows, causal_products, multiplies_plainly
+from policies.packed_attention import causal_products
+from policies.packed_rows import PackedRows
+from policies.shared_prefix import SharedPrefixBatch
+from policies.shared_prefix_attention import shared_prefix_products
 
 _KINDS = (LlamaAttention, MistralAttention, Qwen2Attention)
 """Exact types: others normalise queries, rotate a part of them, or attend to a window."""
@@ -46,15 +52,35 @@ class _FastForward(nn.Module):
     scaling: float
 
     def forward(self, hidden_states: Tensor, **settings: Any) -> tuple[Tensor, Tensor | None]:
-        rows = settings.get("packing")
-        if not isinstance(rows, PackedRows) or not multiplies_plainly(hidden_states, rows):
+        products = _products(settings.get("packing"), hidden_states)
+        if products is None:
             return super().forward(hidden_states, **settings)
-        cos, sin = (angles[0] for angles in settings["position_embeddings"])
-        assert cos.shape[-1] == self.head_dim, "layers of these kinds turn whole heads"
+        # Once for all three: autocast would do it for each.
+        states = hidden_states.to(_precision(hidden_states))
+        rotation = tuple(angles[0].to(states.dtype) for angles in settings["position_embeddings"])
+        assert rotation[0].shape[-1] == self.head_dim, "layers of these kinds turn whole heads"
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (
-            states[0].unflatten(-1, (-1, self.head_dim)) for states in joint_products(hidden_states, projections)
+            projected[0].unflatten(-1, (-1, self.head_dim)) for projected in joint_products(states, projections)
         )
-        output = causal_products(query, key, value, rotation=(cos, sin), rows=rows, scale=self.scaling)
-        rows.layers.add(id(self))
+        output = products(query, key, value, rotation=rotation, scale=self.scaling)
+        if isinstance(settings["packing"], PackedRows):
+            settings["packing"].layers.add(id(self))
         return self.o_proj(output.flatten(1)[None]), None
+
+
+def _products(packing: object, hidden_states: Tensor) -> Callable[..., Tensor] | None:
+    """The attention of a layout, where plain products are the fastest."""
+    if isinstance(packing, PackedRows):
+        longest, products = packing.width, partial(causal_products, rows=packing)
+    elif isinstance(packing, SharedPrefixBatch):
+        longest, products = packing.longest, partial(shared_prefix_products, batch=packing)
+    else:
+        return None
+    return products if trains_faster_unfused(hidden_states.device, _precision(hidden_states), longest) else None
+
+
+def _precision(states: Tensor) -> torch.dtype:
+    """Of the products of linear layers with `states`."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype

@@ -1,65 +1,20 @@
 """Sequences with common beginnings -> one packed row in which every beginning stands once.
 
-Owns the layout: which token stands where, at which position, and how stretches of the row become padded blocks and
-back. Who attends to whom is `policies.shared_prefix_attention`.
+Owns the layout: which token stands where, at which position, and what it sees. The attention that computes it is
+`policies.shared_prefix_attention`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies.packed_rows import PackedRows
 from policies.sequences import TokenIds
-
-Lengths = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class RaggedRows:
-    """N rows of a stretch of tokens, and their form as a padded (N, W) block.
-
-    Example: rows of 1 and 3 tokens have index [0, 0, 0, 1, 2, 3] (padding reads token 0) and place [0, 3, 4, 5].
-
-    Attributes:
-        lengths: (N,) tokens of each row; 0 is allowed.
-        width: W, the longest row.
-        index: (N * W,) long, token that each slot of the block reads; any token at padding.
-        place: (tokens,) long, slot of each token.
-        is_even: All rows have W tokens, so the block is the stretch.
-    """
-
-    lengths: Tensor
-    width: int
-    index: Tensor
-    place: Tensor
-    is_even: bool
-
-    @classmethod
-    def of(cls, lengths: Lengths, device: torch.device | str) -> "RaggedRows":
-        """The rows of these lengths, one behind the other."""
-        width, starts = int(lengths.max()), np.cumsum(lengths) - lengths
-        columns = np.arange(width)
-        filled = columns < lengths[:, None]
-        index = np.where(filled, starts[:, None] + columns, 0).ravel()
-        on_device = [torch.from_numpy(array).to(device) for array in (lengths, index, np.flatnonzero(filled))]
-        return cls(on_device[0], width, on_device[1], on_device[2], is_even=bool(filled.all()))
-
-    def __len__(self) -> int:
-        return self.lengths.shape[0]
-
-    def to_block(self, tokens: Tensor) -> Tensor:
-        """(tokens, ...) -> (N, W, ...); arbitrary at padding, and nothing of a gradient there comes back."""
-        block = tokens if self.is_even else cast(Tensor, _Pad.apply(tokens, self.index, self.place))
-        return block.unflatten(0, (len(self), self.width))
-
-    def from_block(self, block: Tensor) -> Tensor:
-        """(N, W, ...) -> (tokens, ...)."""
-        slots = block.flatten(0, 1)
-        return slots if self.is_even else cast(Tensor, _Unpad.apply(slots, self.place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +27,9 @@ class SharedPrefixBatch:
     Attributes:
         input_ids: (1, L) long.
         position_ids: (1, L) long, positions in the sequence that a token belongs to.
-        prefixes: The G prefixes; a group may have none.
+        prefixes: The G prefixes, of which one may be empty.
         rests: The S rests, at least one token each.
+        prefix_lengths: (G,) long.
         group_of_sequence: (S,) long.
         group_size: Sequences of each group; None where groups differ in it.
         last_index: (S,) long, place of each sequence's last token.
@@ -81,16 +37,38 @@ class SharedPrefixBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    prefixes: RaggedRows
-    rests: RaggedRows
+    prefixes: PackedRows
+    rests: PackedRows
+    prefix_lengths: Tensor
     group_of_sequence: Tensor
     group_size: int | None
     last_index: Tensor
+    _masks: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     @property
-    def prefix_tokens(self) -> int:
-        """How many of the L tokens are prefixes."""
-        return self.input_ids.shape[1] - self.rests.place.shape[0]
+    def parts(self) -> tuple[int, int]:
+        """How many of the L tokens are prefixes, and how many rests."""
+        rests = self.rests.token_count
+        return self.input_ids.shape[1] - rests, rests
+
+    @property
+    def longest(self) -> int:
+        """P + R, most tokens that a query sees."""
+        return self.prefixes.width + self.rests.width
+
+    def rest_mask(self, dtype: torch.dtype) -> Tensor:
+        """(S or 1, R, P + R) additive mask of the rests: their prefix without its padding, themselves causally."""
+        if dtype not in self._masks:
+            device = self.input_ids.device
+            columns = torch.arange(self.prefixes.width, device=device)
+            rows = torch.arange(self.rests.width, device=device)
+            is_even = self.prefixes.slots is None
+            lengths = self.prefix_lengths[:1] if is_even else self.prefix_lengths[self.group_of_sequence]
+            prefix = (columns < lengths[:, None])[:, None, :].expand(-1, len(rows), -1)
+            own = (rows <= rows[:, None]).expand(len(lengths), -1, -1)
+            hidden = ~torch.cat([prefix, own], dim=2)
+            self._masks[dtype] = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        return self._masks[dtype]
 
     def of_each_sequence(self, of_groups: Tensor) -> Tensor:
         """(G, ...) -> (S, ...), a group's entry for each of its sequences."""
@@ -137,39 +115,10 @@ def pack_groups(groups: Sequence[Sequence[TokenIds]], device: torch.device | str
     return SharedPrefixBatch(
         input_ids=to_device(np.concatenate([*prefixes, *rests]))[None],
         position_ids=to_device(np.concatenate(positions))[None],
-        prefixes=RaggedRows.of(prefix_lengths, device),
-        rests=RaggedRows.of(rest_lengths, device),
+        prefixes=PackedRows.of_lengths(to_device(prefix_lengths)),
+        rests=PackedRows.of_lengths(to_device(rest_lengths)),
+        prefix_lengths=to_device(prefix_lengths),
         group_of_sequence=to_device(group_of_sequence),
         group_size=len(groups[0]) if len({len(group) for group in groups}) == 1 else None,
         last_index=to_device(prefix_lengths.sum() + np.cumsum(rest_lengths) - 1),
     )
-
-
-class _Pad(torch.autograd.Function):
-    """tokens[index], with a gradient that gathers too: every token has exactly one slot, so nothing is to be summed."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, index: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        return tokens[index]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
-        (place,) = ctx.saved_tensors
-        return grad_outputs[0][place], None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """slots[place], with a gradient of 0 at padding."""
-
-    @staticmethod
-    def forward(ctx: Any, slots: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        ctx.slot_count = slots.shape[0]
-        return slots[place]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
-        (place,) = ctx.saved_tensors
-        gradient: Tensor = grad_outputs[0]
-        return gradient.new_zeros((ctx.slot_count, *gradient.shape[1:])).index_copy_(0, place, gradient), None

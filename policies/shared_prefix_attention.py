@@ -4,43 +4,25 @@ Owns the attention function that transformers calls, when it is in force, and wh
 of the row is `policies.shared_prefix`.
 
 Linear layers and norms see every token once and no padding; only attention, a small part of the work at these lengths,
-pads to blocks and repeats the keys of a prefix for each of its rests.
+pads to blocks.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
-from policies.attention import attention_implementation, trains_faster_unfused
+from policies.attention import UnsupportedAttentionError, attention_implementation, trains_faster_unfused
+from policies.head_blocks import Rotation, from_blocks, to_blocks
+from policies.plain_attention import plain_attention
 from policies.shared_prefix import SharedPrefixBatch
 
 _NAME = "rlhf_shared_prefix"
 _FOREIGN_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias")
-
-
-class _Forward:
-    """One forward pass: its batch, and the mask that its layers share."""
-
-    def __init__(self, batch: SharedPrefixBatch) -> None:
-        self.batch = batch
-        self._mask: Tensor | None = None
-
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """(S or 1, 1, R, P + R) additive mask of the rests: their prefix without its padding, themselves causally."""
-        if self._mask is None or self._mask.dtype != dtype:
-            visible = _visible(self.batch)
-            self._mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            self._mask.masked_fill_(~visible, -torch.inf)
-        return self._mask
-
-
-_forward: ContextVar[_Forward] = ContextVar("_forward")
 
 
 def supports_shared_prefix(model: PreTrainedModel) -> bool:
@@ -61,17 +43,14 @@ def supports_shared_prefix(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def shared_prefix_attention(model: PreTrainedModel, batch: SharedPrefixBatch) -> Iterator[None]:
-    """In this context `model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)` is exact.
+def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
+    """In this context the layers take a packed row, which has no mask, and know it by `packing`.
 
-    Without a mask: transformers builds none for an attention function that it does not know.
+    That is `model(batch.input_ids, position_ids=batch.position_ids, packing=batch, use_cache=False)`: transformers
+    builds no mask for an attention function that it does not know.
     """
-    token = _forward.set(_Forward(batch))
-    try:
-        with attention_implementation(model, _NAME):
-            yield
-    finally:
-        _forward.reset(token)
+    with attention_implementation(model, _NAME):
+        yield
 
 
 def _attend(
@@ -82,51 +61,103 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    *,
+    packing: SharedPrefixBatch | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """(1, H, L, d) queries, (1, H_kv, L, d) keys and values -> (1, L, H, d)."""
+    """(1, H, L, d) queries, (1, H_kv, L, d) keys and values -> (1, L, H, d).
+
+    Raises:
+        UnsupportedAttentionError: the layer lost the layout.
+    """
+    if packing is None:
+        raise UnsupportedAttentionError(f"{type(module).__name__} does not hand on how rows are packed")
     assert attention_mask is None, "transformers builds no mask for this function"
     assert dropout == 0.0, "dropout is off in every model of this project"
     foreign = [name for name in _FOREIGN_OPTIONS if options.get(name) is not None]
     assert not foreign, f"{type(module).__name__} asks for {foreign}, which supports_shared_prefix should have refused"
-    forward = _forward.get()
-    batch = forward.batch
     # Autocast leaves rotated queries and keys in float32.
-    heads = [states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)]
-    (query_of_prefix, query_of_rest), keys, values = (_split(states, batch) for states in heads)
+    q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     scale = scaling or query.shape[-1] ** -0.5
-    parts: list[Tensor] = []
-    if batch.prefix_tokens:
-        parts.append(batch.prefixes.from_block(_block_attention(query_of_prefix, keys[0], values[0], None, scale)))
-        keys, values = (_behind_its_prefix(states, batch) for states in (keys, values))
-    mask = forward.mask(query_of_rest.dtype)
-    parts.append(batch.rests.from_block(_block_attention(query_of_rest, keys[1], values[1], mask, scale)))
-    return torch.cat(parts)[None], None
+    if trains_faster_unfused(v.device, v.dtype, packing.longest):
+        return shared_prefix_products(q, k, v, rotation=None, batch=packing, scale=scale)[None], None
+    return _fused(q, k, v, packing, scale)[None], None
 
 
 AttentionInterface.register(_NAME, _attend)
 
 
-def _split(states: Tensor, batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
-    """(L, H, d) -> blocks (G, P, H, d) of the prefixes and (S, R, H, d) of the rests."""
-    prefix, rest = states.split([batch.prefix_tokens, states.shape[0] - batch.prefix_tokens])
-    return batch.prefixes.to_block(prefix), batch.rests.to_block(rest)
+def shared_prefix_products(
+    query: Tensor, key: Tensor, value: Tensor, *, rotation: Rotation | None, batch: SharedPrefixBatch, scale: float
+) -> Tensor:
+    """softmax(scale * Q K^T + mask) V by batched products, scores and probabilities in the precision of the inputs.
+
+    Args:
+        query: (L, query heads, head size).
+        key: (L, heads, head size).
+        value: (L, heads, head size).
+        rotation: Turns queries and keys; None where they have been turned.
+        batch: Who attends to whom.
+        scale: Factor of the scores.
+
+    Returns:
+        (L, query heads, head size).
+    """
+    groups = query.shape[1] // key.shape[1]
+    (of_prefix, of_rest), keys, values = (states.split(batch.parts) for states in (query, key, value))
+    turn_of_prefix, turn_of_rest = _of_parts(rotation, batch)
+    outputs: list[Tensor] = []
+    earlier: tuple[Tensor, Tensor] | None = None
+    if len(of_prefix):
+        rows = batch.prefixes
+        blocks = to_blocks(of_prefix, rows, groups=groups, rotation=turn_of_prefix)
+        earlier = to_blocks(keys[0], rows, rotation=turn_of_prefix), to_blocks(values[0], rows)
+        future = torch.full((1, rows.width, rows.width), -torch.inf, dtype=query.dtype).triu(diagonal=1)
+        attended = plain_attention(blocks, *earlier, future.repeat(1, groups, 1), scale=scale)
+        outputs.append(from_blocks(attended, rows, groups=groups))
+        earlier = _before_each(earlier[0], batch), _before_each(earlier[1], batch)
+    rows = batch.rests
+    blocks = to_blocks(of_rest, rows, groups=groups, rotation=turn_of_rest)
+    own = to_blocks(keys[1], rows, rotation=turn_of_rest), to_blocks(values[1], rows)
+    mask = batch.rest_mask(query.dtype).repeat(1, groups, 1)
+    outputs.append(from_blocks(plain_attention(blocks, *own, mask, scale=scale, earlier=earlier), rows, groups=groups))
+    return torch.cat(outputs)
 
 
-def _behind_its_prefix(blocks: tuple[Tensor, Tensor], batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
-    """Blocks of prefixes and rests -> the same, the rests as (S, P + R, H, d) behind their group's prefix."""
-    prefix, rest = blocks
-    return prefix, torch.cat([batch.of_each_sequence(prefix), rest], dim=1)
+def _of_parts(rotation: Rotation | None, batch: SharedPrefixBatch) -> tuple[Rotation | None, Rotation | None]:
+    if rotation is None:
+        return None, None
+    (prefix_cos, rest_cos), (prefix_sin, rest_sin) = (angles.split(batch.parts) for angles in rotation)
+    return (prefix_cos, prefix_sin), (rest_cos, rest_sin)
 
 
-def _visible(batch: SharedPrefixBatch) -> Tensor:
-    """(S or 1, 1, R, P + R) bool, True where a token of a rest sees one of its prefix or of itself."""
-    device = batch.input_ids.device
-    columns, rows = torch.arange(batch.prefixes.width, device=device), torch.arange(batch.rests.width, device=device)
-    lengths = batch.prefixes.lengths[:1] if batch.prefixes.is_even else batch.prefixes.lengths[batch.group_of_sequence]
-    prefix = (columns < lengths[:, None])[:, None, :].expand(-1, len(rows), -1)
-    own = (rows <= rows[:, None]).expand(len(lengths), -1, -1)
-    return torch.cat([prefix, own], dim=2)[:, None]
+def _before_each(prefixes: Tensor, batch: SharedPrefixBatch) -> Tensor:
+    """(heads * G, P, d): one for all rests of a group, or, where groups differ in size, (heads * S, P, d)."""
+    if batch.group_size is not None:
+        return prefixes
+    by_group = prefixes.unflatten(0, (-1, batch.prefixes.rows))
+    return by_group.index_select(1, batch.group_of_sequence).flatten(0, 1)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, batch: SharedPrefixBatch, scale: float) -> Tensor:
+    """(L, H, d) queries, (L, H_kv, d) keys and values -> (L, H, d) by torch's attention."""
+    (query_of_prefix, query_of_rest), keys, values = (_padded_parts(states, batch) for states in (query, key, value))
+    outputs: list[Tensor] = []
+    if batch.prefixes.token_count:
+        attended = _block_attention(query_of_prefix, keys[0], values[0], None, scale)
+        outputs.append(batch.prefixes.pack(attended)[0])
+        keys, values = (
+            (states[0], torch.cat([batch.of_each_sequence(states[0]), states[1]], dim=1)) for states in (keys, values)
+        )
+    mask = batch.rest_mask(query.dtype)[:, None]
+    outputs.append(batch.rests.pack(_block_attention(query_of_rest, keys[1], values[1], mask, scale))[0])
+    return torch.cat(outputs)
+
+
+def _padded_parts(states: Tensor, batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
+    """(L, H, d) -> (G, P, H, d) of the prefixes and (S, R, H, d) of the rests, 0 at padding."""
+    prefix, rest = states.split(batch.parts)
+    return batch.prefixes.unpack(prefix[None]), batch.rests.unpack(rest[None])
 
 
 def _block_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -135,41 +166,7 @@ def _block_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
-    if trains_faster_unfused(query.device, query.dtype, key.shape[2]):
-        return _unfused(query, key, value, mask, scale).transpose(1, 2)
     attended = functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
     )
     return attended.transpose(1, 2)
-
-
-def _unfused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    if mask is None:
-        size = (query.shape[2], key.shape[2])
-        mask = torch.full(size, -torch.inf, dtype=query.dtype, device=query.device).triu(diagonal=1)
-    return cast(Tensor, _PlainAttention.apply(query * scale, key, value, mask))
-
-
-class _PlainAttention(torch.autograd.Function):
-    """softmax(q k^T + mask) v with one (..., Q, T) tensor kept for the backward pass, in the precision of the inputs.
-
-    With P the softmax and G the gradient by the output: dv = P^T G, dS = P * (G v^T - rowsum(P * G v^T)), dq = dS k,
-    dk = dS^T q. torch's softmax of bfloat16 computes in float32 and rounds once, so nothing is lost by not asking for
-    a float32 copy.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        attention = torch.matmul(query, key.transpose(2, 3)).add_(mask).softmax(dim=-1)
-        ctx.save_for_backward(query, key, value, attention)
-        return torch.matmul(attention, value)
-
-    @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch types it as (ctx, *any)
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, attention = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        by_value = torch.matmul(attention.transpose(2, 3), gradient)
-        by_attention = torch.matmul(gradient, value.transpose(2, 3))
-        by_logits = cast(Any, torch)._softmax_backward_data(by_attention, attention, -1, attention.dtype)
-        return torch.matmul(by_logits, key), torch.matmul(by_logits.transpose(2, 3), query), by_value, None

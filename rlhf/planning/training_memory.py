@@ -116,8 +116,7 @@ def _largest_pass(config: TrainingConfig, shape: ModelShape, device: Device, byt
         of_rank = ceil(config.sequences_per_step / config.ranks.workers)
         rows = min(max(1, config.micro_batch_tokens // row), of_rank)
         logits = logits_bytes(rows * (row - 1), shape.vocabulary, 2 if is_mixed else FLOAT32)
-        # transformers' own attention makes a float32 copy of them.
-        return LargestPass(rows * row, row, rows < of_rank, is_mixed, (FLOAT32 + 2) * keeps, logits)
+        return LargestPass(rows * row, row, rows < of_rank, is_mixed, 2 * keeps, logits)
     tokens = min(config.micro_batch_tokens, ceil(config.comparisons_per_step / config.ranks.workers) * 2 * row)
     return LargestPass(tokens, row, accumulates=True, is_mixed=is_mixed, probability_bytes=2 * keeps, logits=0)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from policies.attention import trains_faster_unfused
 from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.checkpoint import save_model
@@ -124,10 +123,8 @@ class Pretrainer:
         if self._spikes is not None and self._steps_done == 0:
             # A spike before the first checkpoint goes back to the start.
             self._save()
-        attention = self._training_attention()
         while self._steps_done < self._config.steps:
             started, position = time.perf_counter(), self._stream.state_dict()
-            self._backbone.model.set_attn_implementation(attention)
             try:
                 metrics = self.step()
             except (LossSpikeError, NonFiniteLossError) as error:
@@ -252,17 +249,12 @@ class Pretrainer:
         with reduced_precision(self._backbone.device, self._compute_dtype):
             return self._policy.text_nll(batch).sum()
 
-    def _training_attention(self) -> str:
-        tokens = self._config.sequence_tokens
-        return "eager" if trains_faster_unfused(self._backbone.device, self._compute_dtype, tokens) else "sdpa"
-
     def _after_step(self, metrics: Metrics, started: float) -> None:
         """Held-out loss and checkpoint where due, and the log line of the step that just ended."""
         config = self._config
         trained = time.perf_counter()
         is_last = self._steps_done == config.steps
         if self._inputs.held_out and (is_last or self._steps_done % config.eval_every_steps == 0):
-            self._backbone.model.set_attn_implementation("sdpa")
             metrics |= self.evaluate()
             metrics["time/eval"] = time.perf_counter() - trained
         metrics |= {

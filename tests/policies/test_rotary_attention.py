@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from policies.packed_attention import PACKED, PackedRows, attention
+from policies.packed_attention import PACKED, attention
+from policies.packed_rows import PackedRows
 from policies.rotary_attention import use_fast_attention
 from tests.tiny_models import build_model
 

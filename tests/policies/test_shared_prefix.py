@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from policies.shared_prefix import RaggedRows, pack_groups, shared_prefix_length
+from policies.shared_prefix import pack_groups, shared_prefix_length
 
 
 def ids(*numbers):
@@ -23,8 +21,9 @@ def test_a_row_holds_each_groups_prefix_once_and_then_every_rest():
     assert batch.position_ids.tolist() == [[0, 1, 0, 2, 2, 3, 1, 1]]
     assert batch.last_index.tolist() == [3, 5, 6, 7]
     assert batch.group_of_sequence.tolist() == [0, 0, 1, 1]
-    assert (batch.prefixes.lengths.tolist(), batch.rests.lengths.tolist()) == ([2, 1], [1, 2, 1, 1])
-    assert batch.prefix_tokens == 3
+    assert batch.prefix_lengths.tolist() == [2, 1]
+    assert batch.parts == (3, 5)
+    assert batch.rests.unpack(batch.input_ids[:, 3:]).tolist() == [[7, 0], [8, 9], [4, 0], [2, 0]]
 
 
 @pytest.mark.parametrize(
@@ -45,37 +44,13 @@ def test_the_prefix_is_what_all_share_and_leaves_each_a_token(sequences, length)
 
 def test_every_sequence_can_be_read_back_from_the_row():
     batch = pack_groups([*GROUPS, (ids(7, 8, 9),)])
-    prefixes = np.split(batch.input_ids[0, : batch.prefix_tokens].numpy(), batch.prefixes.lengths.numpy().cumsum())[:-1]
-    rests = np.split(batch.input_ids[0, batch.prefix_tokens :].numpy(), batch.rests.lengths.numpy().cumsum())[:-1]
+    parts = batch.input_ids.split(batch.parts, dim=1)
+    prefixes, rests = (rows.unpack(part) for rows, part in zip((batch.prefixes, batch.rests), parts, strict=True))
 
-    read = [[*prefixes[group], *rest] for group, rest in zip(batch.group_of_sequence, rests, strict=True)]
+    rows = torch.cat([prefixes[batch.group_of_sequence], rests], dim=1)
+    read = [row[row > 0].tolist() for row in rows]
 
     assert read == [[5, 6, 7], [5, 6, 8, 9], [3, 4], [3, 2], [7, 8, 9]]
-
-
-def test_blocks_pad_each_row_to_the_longest():
-    rows = RaggedRows.of(np.array([1, 0, 3]), "cpu")
-
-    block = rows.to_block(torch.tensor([[10.0], [20.0], [21.0], [22.0]]))
-
-    assert block.shape == (3, 3, 1)
-    assert block[0, 0].item() == 10
-    assert block[2, :, 0].tolist() == [20, 21, 22]
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), st.integers(0, 2**16))
-def test_a_block_and_back_is_the_identity_with_the_gradient_of_the_identity(lengths, seed):
-    rows = RaggedRows.of(np.array(lengths), "cpu")
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(sum(lengths), 2, generator=generator, requires_grad=True)
-    upstream = torch.randn(tokens.shape, generator=generator)
-
-    # Squared at padding too, where nothing may come of it.
-    back = rows.from_block(rows.to_block(tokens) ** 2)
-    (gradient,) = torch.autograd.grad((back * upstream).sum(), tokens)
-
-    torch.testing.assert_close(back, tokens**2)
-    torch.testing.assert_close(gradient, 2 * tokens.detach() * upstream)
 
 
 @pytest.mark.parametrize("groups", [(), ((),), ((ids(1, 2), ids()),)])

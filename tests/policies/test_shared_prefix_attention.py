@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from policies.attention import UnsupportedAttentionError
 from policies.shared_prefix import pack_groups
-from policies.shared_prefix_attention import _unfused, shared_prefix_attention, supports_shared_prefix
+from policies.shared_prefix_attention import shared_prefix_attention, supports_shared_prefix
 from tests.tiny_models import build_model
 
 RNG = np.random.default_rng(0)
@@ -27,8 +28,9 @@ SUPPORTED = ("llama", "gpt2", "qwen3", "gpt_neox")
 
 def packed_states(body, groups):
     batch = pack_groups(groups)
-    with shared_prefix_attention(body, batch):
-        hidden = body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
+    with shared_prefix_attention(body):
+        layout = {"position_ids": batch.position_ids, "packing": batch}
+        hidden = body(input_ids=batch.input_ids, use_cache=False, **layout).last_hidden_state
     return hidden[0, batch.last_index]
 
 
@@ -94,22 +96,16 @@ def test_plain_and_fused_attention_in_bfloat16_agree(monkeypatch):
         assert (fused_gradients[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
 
 
-def test_plain_attention_has_the_gradients_that_autograd_finds():
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 5))
-    states = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    mask = torch.zeros(2, 1, 4, 6, dtype=torch.float64)
-    mask[0, 0, 1, 3:] = mask[1, 0, 3, 0] = -torch.inf
-
-    assert torch.autograd.gradcheck(lambda q, k, v: _unfused(q, k, v, mask, 0.3), states)
-    expected = torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=mask, scale=0.3)
-    torch.testing.assert_close(_unfused(*states, mask, 0.3), expected)
+def test_a_layer_that_loses_the_layout_is_refused():
+    body = build_model("llama", 300).base_model
+    with pytest.raises(UnsupportedAttentionError, match="does not hand on"), shared_prefix_attention(body):
+        body(input_ids=torch.tensor([[5, 6]]), use_cache=False)
 
 
 def test_the_model_attends_as_before_afterwards_even_after_an_error():
     body = build_model("llama", 300).base_model
     usual = body.config._attn_implementation
-    with pytest.raises(IndexError), shared_prefix_attention(body, pack_groups(GROUPS)):
+    with pytest.raises(IndexError), shared_prefix_attention(body):
         body(input_ids=torch.tensor([[10_000]]), use_cache=False)
     assert body.config._attn_implementation == usual
     packed_states(body, EVEN)
