@@ -5,6 +5,9 @@ sides alternate, so that a busy machine is busy for both. Writes results/ppo_vs_
 `ratio_samples_per_second` and `ratio_peak_memory` (ours / TRL; all roles of ours run in the one process). A ratio is
 one of medians: compare ratios of one run, not numbers of two.
 
+`ceiling_samples_per_second` is the ratio that a step of ours would have if it took no longer than its matrix products
+at the limit of this machine (`ppo_floor`): what lies between it and the measured ratio is ours to win, more is not.
+
 In the ragged case TRL too has prompts of half to full length, but its responses are all of full length: without a stop
 token it generates, scores and trains on the padded batch whatever a response's own length, so its time is the same.
 """
@@ -21,7 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from rlhf.runtime.environment import describe_environment
+from tests.benchmarks.machine_limits import matmul_flops
+from tests.benchmarks.ppo_floor import step_operations
 from tests.benchmarks.ppo_workload import CASES, LORA_RANK, MINIBATCHES, Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,9 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     shape = Shape(hidden=options.hidden, layers=options.layers)
     comparisons: dict[str, Any] = {}
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases:
-            comparisons[name] = compared(name, _rounds(name, shape, Path(folder), options))
+            limit = matmul_flops(torch.bfloat16)
+            rows = _rounds(name, shape, Path(folder), options)
+            comparisons[name] = compared(name, rows) | ceiling(name, shape, rows, limit)
             _print(name, comparisons[name])
             _write(options, shape, comparisons)
 
@@ -69,6 +79,20 @@ def compared(name: str, rows: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
         "ratio_peak_memory": ratios["ratio_peak_memory_mib"],
         "target_samples_per_second": TARGETS.get(name),
         "rounds": list(rows),
+    }
+
+
+def ceiling(name: str, shape: Shape, rows: Sequence[Mapping[str, Any]], limit: float) -> dict[str, float]:
+    """What the matrix products of our step take at `limit` operations a second, and the ratio that this would give."""
+    case, changes = COMPARISONS[name]
+    critic = changes.get("critic", {"kind": "model"})["kind"]
+    response_tokens = median(row["ours"]["response_tokens_mean"] for row in rows)
+    seconds = step_operations(shape, CASES[case], critic, response_tokens) / limit
+    theirs = median(row["trl"]["samples_per_second"] for row in rows)
+    return {
+        "limit_gflops": limit / 1e9,
+        "product_seconds": seconds,
+        "ceiling_samples_per_second": shape.samples / seconds / theirs,
     }
 
 
@@ -138,7 +162,8 @@ def _print(name: str, result: Mapping[str, Any]) -> None:
     target = result["target_samples_per_second"]
     sys.stdout.write(
         f"{name}: {result['ratio_samples_per_second']:.2f} x the samples per second"
-        f"{f' (target {target})' if target else ''}, {result['ratio_peak_memory']:.2f} x the memory\n"
+        f" ({f'target {target}, ' if target else ''}ceiling {result['ceiling_samples_per_second']:.2f}), "
+        f"{result['ratio_peak_memory']:.2f} x the memory\n"
     )
     sys.stdout.flush()
 

@@ -168,7 +168,7 @@ def write_model(folder: Path, shape: Shape) -> str:
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.hidden // HEAD_SIZE,
-        intermediate_size=int(8 * shape.hidden / 3 / 32 + 0.5) * 32,
+        intermediate_size=inner_size(shape),
         max_position_embeddings=max(512, shape.prompt_tokens + shape.response_tokens),
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -182,6 +182,11 @@ def write_model(folder: Path, shape: Shape) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
     return str(folder)
+
+
+def inner_size(shape: Shape) -> int:
+    """Width of the MLP, as TRL's side has it."""
+    return int(8 * shape.hidden / 3 / 32 + 0.5) * 32
 
 
 def write_reward_model(folder: Path, base: str, case: Case) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf.config import PpoConfig
-from tests.benchmarks.bench_ppo import COMPARISONS, compared, main
+from tests.benchmarks.bench_ppo import COMPARISONS, ceiling, compared, main
+from tests.benchmarks.ppo_floor import step_operations
 from tests.benchmarks.ppo_workload import CASES, Shape, measured, ppo_settings, stop_tokens
 
 TINY = Shape(hidden=64, layers=1, vocabulary=512, prompt_tokens=8, response_tokens=8, samples=4, epochs=2)
@@ -56,6 +57,29 @@ def test_ratios_are_of_medians_ours_over_theirs() -> None:
     assert result["ratio_samples_per_second"] == 2.0
     assert result["ratio_peak_memory"] == 0.25
     assert result["target_samples_per_second"] == 4.0
+
+
+def test_the_operations_of_a_step_are_those_counted_by_hand() -> None:
+    # Width 32 with an MLP of 96: 4 * 32^2 + 3 * 32 * 96 = 13312 numbers a layer, an output layer of 32 * 10 = 320.
+    # 2 samples of 3 + 4 tokens: 14 tokens and 8 of responses, or 2 * (2.25 + 4) = 12.5 where prompts are ragged.
+    shape = Shape(hidden=32, layers=1, vocabulary=10, prompt_tokens=3, response_tokens=4, samples=2, epochs=1)
+    forward, head = 2 * 13312 * 14, 2 * 320 * 8
+    full = step_operations(shape, CASES["full"], "model", 4.0)
+    assert full == 4 * forward + 2 * head + 2 * 3 * forward + 3 * head
+    # Factors of rank 16: 16 * (4 * 64 + 3 * 128) = 10240.
+    forward, adapter = 2 * (13312 + 10240) * 14, 2 * 10240 * 14
+    lora = step_operations(shape, CASES["lora"], "head", 4.0)
+    assert lora == 4 * forward + 2 * head + 2 * forward + adapter + 2 * head
+    ragged = step_operations(shape, CASES["lora_ragged"], "adapter", 4.0)
+    assert ragged == (4 * forward + 2 * (2 * forward + adapter)) * 12.5 / 14 + 4 * head
+
+
+def test_the_ceiling_is_the_ratio_of_a_step_that_is_all_products() -> None:
+    rows = [{"ours": {"response_tokens_mean": 8.0}, "trl": {"samples_per_second": 0.5}}]
+    limit = step_operations(TINY, CASES["full"], "model", 8.0) / 4.0
+    found = ceiling("full", TINY, rows, limit)
+    assert found["product_seconds"] == 4.0
+    assert found["ceiling_samples_per_second"] == TINY.samples / 4.0 / 0.5
 
 
 def test_a_missing_peer_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
