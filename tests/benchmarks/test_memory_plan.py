@@ -60,11 +60,11 @@ def test_so_is_that_of_the_other_stages(tmp_path: Path, stage: str, tuning: str,
     assert plan.peak == pytest.approx(json.loads(output.splitlines()[-1])[WHOLE], rel=0.2)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("hf", 1.25), ("compiled", 2.25)])
-def test_ppo_needs_little_beside_the_base_and_what_trains(tmp_path: Path, engine: str, most: float) -> None:
-    """With next to no activations; the compiled engine lays the weights out once more while it decodes on a CPU."""
+@pytest.mark.parametrize("engine", ["hf", "compiled"])
+def test_ppo_needs_little_beside_the_base_and_what_trains(tmp_path: Path, engine: str) -> None:
+    """With next to no activations. The compiled engine lays weights out anew to decode, in place of those there were."""
     shape = Shape(hidden=512, layers=8, prompt_tokens=8, response_tokens=8, samples=4, epochs=1)
     changes = {"rollout": {"engine": {"kind": engine, "merge_adapter": False}}}
     plan, measured = planned_and_measured(tmp_path, "lora", shape, changes)
     owned = sum(plan.resident.values())
-    assert max(measured[phase] for phase in plan.phases) < most * owned
+    assert max(measured[phase] for phase in plan.phases) < 1.25 * owned
