@@ -62,7 +62,7 @@ def test_so_is_that_of_the_other_stages(tmp_path: Path, stage: str, tuning: str,
 
 @pytest.mark.parametrize("engine", ["hf", "compiled"])
 def test_ppo_needs_little_beside_the_base_and_what_trains(tmp_path: Path, engine: str) -> None:
-    """With next to no activations. The compiled engine lays weights out anew to decode, in place of those there were."""
+    """With next to no activations. The compiled engine lays weights out anew to decode, in place of the old ones."""
     shape = Shape(hidden=512, layers=8, prompt_tokens=8, response_tokens=8, samples=4, epochs=1)
     changes = {"rollout": {"engine": {"kind": engine, "merge_adapter": False}}}
     plan, measured = planned_and_measured(tmp_path, "lora", shape, changes)
