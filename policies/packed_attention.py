@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from policies.round_sizes import round_places, round_size
+
 PACKED = "packed_rows"
 """Name by which transformers knows `attend`: forward passes then take ids of (1, N) and `packing=PackedRows`."""
 _LONGEST_PRODUCT = 256
@@ -32,49 +34,69 @@ class UnsupportedAttentionError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """M right-padded rows of T slots, of which N hold tokens.
+    """M right-padded rows of T tokens, of which N are computed, in M rows of W slots for attention.
 
     Attributes:
         rows: M.
-        width: T.
-        slots: (N,) slots of the tokens in the flattened (M * T,); None where every slot holds one.
+        tokens: T.
+        width: W, T or a little more.
+        places: (N,) places of the tokens in the flattened (M * T,); None where N is M * T.
+        slots: (N,) slots of the tokens in the flattened (M * W,); None where N is M * W.
         layers: Identities of the attention layers that have kept these rows apart.
     """
 
     rows: int
+    tokens: int
     width: int
+    places: Tensor | None
     slots: Tensor | None
     layers: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, mask: Tensor) -> "PackedRows":
-        """The layout of an (M, T) mask that is True at real tokens."""
-        rows, width = mask.shape
-        return cls(rows, width, None if bool(mask.all()) else mask.reshape(-1).nonzero().squeeze(1))
+        """The layout of an (M, T) mask that is True at real tokens; unlike rows are brought to round sizes.
+
+        Of the padding, what fills N is computed with the tokens: it stands behind them, where no token sees it.
+        """
+        rows, tokens = mask.shape
+        if bool(mask.all()):
+            return cls(rows, tokens, tokens, None, None)
+        width, places = round_size(tokens, mask.device), round_places(mask.reshape(-1))
+        slots = places // tokens * width + places % tokens
+        return cls(rows, tokens, width, _unless_all(places, mask.numel()), _unless_all(slots, rows * width))
 
     @property
     def slot_count(self) -> int:
-        """S = M * T."""
+        """S = M * W."""
         return self.rows * self.width
 
     def pack(self, padded: Tensor) -> Tensor:
         """(M, T, ...) -> (1, N, ...), the tokens of one row after another."""
-        return self.gather(padded.reshape(self.slot_count, *padded.shape[2:])).unsqueeze(0)
+        flat = padded.flatten(0, 1)
+        return (flat if self.places is None else flat.index_select(0, self.places)).unsqueeze(0)
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """(1, N, ...) -> (M, T, ...), 0 at padding."""
-        slots = self.spread(packed.squeeze(0))
-        return slots.reshape(self.rows, self.width, *slots.shape[1:])
+        """(1, N, ...) -> (M, T, ...), arbitrary at padding."""
+        return _put_at(packed.squeeze(0), self.places, self.rows * self.tokens).unflatten(0, (self.rows, self.tokens))
 
     def gather(self, slots: Tensor) -> Tensor:
         """(S, ...) -> (N, ...), what stands in the slots of tokens."""
         return slots if self.slots is None else slots.index_select(0, self.slots)
 
     def spread(self, tokens: Tensor) -> Tensor:
-        """(N, ...) -> (S, ...), 0 in the slots of padding."""
-        if self.slots is None:
-            return tokens
-        return tokens.new_zeros(self.slot_count, *tokens.shape[1:]).index_copy(0, self.slots, tokens)
+        """(N, ...) -> (S, ...), 0 in the slots of no token."""
+        return _put_at(tokens, self.slots, self.slot_count)
+
+
+def _unless_all(places: Tensor, count: int) -> Tensor | None:
+    return None if len(places) == count else places
+
+
+def _put_at(tokens: Tensor, places: Tensor | None, count: int) -> Tensor:
+    """(N, ...) -> (count, ...), 0 elsewhere; the tokens themselves where they are all."""
+    if places is None:
+        return tokens
+    return tokens.new_zeros(count, *tokens.shape[1:]).index_copy(0, places, tokens)
 
 
 @contextmanager
@@ -129,9 +151,12 @@ def attend(
         states = [states[0].transpose(0, 1) for states in (query, key, value)]
         return causal_products(*states, rotation=None, rows=packing, scale=scale)[None], None
     # Heads behind tokens for the layout, before them for the products.
-    q, k, v = (packing.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
+    shape = (packing.rows, packing.width)
+    q, k, v = (
+        packing.spread(states[0].transpose(0, 1)).unflatten(0, shape).transpose(1, 2) for states in (query, key, value)
+    )
     output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    return packing.pack(output.transpose(1, 2)), None
+    return packing.gather(output.transpose(1, 2).flatten(0, 1)).unsqueeze(0), None
 
 
 def multiplies_plainly(states: Tensor, rows: PackedRows) -> bool:
