@@ -33,6 +33,7 @@ from policies.packed_rows import PackedRows
 from policies.quantization import quantization_of
 from policies.rms_norm import use_fast_norms
 from policies.rotary_attention import use_fast_attention
+from policies.round_sizes import round_places
 from policies.sequences import SequenceBatch
 from policies.sharding import shard_layers
 from policies.virtual_prefix import BodyPrefix
@@ -267,7 +268,7 @@ class Backbone:
         # Virtual tokens are computed by a pass of their own inside the pass.
         if read is None or self.virtual_tokens:
             return nullcontext
-        return partial(computed_only_at, self._final_parts, read.reshape(-1).nonzero().squeeze(1))
+        return partial(computed_only_at, self._final_parts, round_places(read.reshape(-1)))
 
     def _padded(self, input_ids: Tensor, reading: Context = nullcontext) -> Tensor:
         with reading(), self._checkpointing(reading):

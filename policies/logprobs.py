@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 from torch.utils.checkpoint import checkpoint
 
+from policies.round_sizes import round_places
 from policies.sequences import SequenceBatch
 
 OutputLayer = Callable[[Tensor], Tensor]
@@ -99,7 +100,7 @@ def token_logprobs(
     if temperature <= 0 or chunk_tokens < 1:
         raise ValueError(f"temperature={temperature} must be above 0 and chunk_tokens={chunk_tokens} at least 1")
     mask = batch.response_mask
-    selected = mask.reshape(-1).nonzero().squeeze(1)
+    selected = round_places(mask.reshape(-1))
     rows = states.reshape(-1, states.shape[-1]).index_select(0, selected)
     tokens = response_tokens(batch).reshape(-1).index_select(0, selected)
 
@@ -226,5 +227,5 @@ def _pieces(logits: Tensor) -> list[slice]:
 
 
 def _scatter(values: Tensor, selected: Tensor, mask: Tensor) -> Tensor:
-    """Values of the selected positions back into the shape of the mask, 0 elsewhere."""
-    return values.new_zeros(mask.numel()).index_copy(0, selected, values).view(mask.shape)
+    """Values of the selected positions back into the shape of the mask, 0 where it is False."""
+    return values.new_zeros(mask.numel()).index_copy(0, selected, values).view(mask.shape).masked_fill(~mask, 0.0)

@@ -78,9 +78,12 @@ def attend(
         states = [states[0].transpose(0, 1) for states in (query, key, value)]
         return causal_products(*states, rotation=None, rows=packing, scale=scale)[None], None
     # Heads behind tokens for the layout, before them for the products.
-    q, k, v = (packing.unpack(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
+    shape = (packing.rows, packing.width)
+    q, k, v = (
+        packing.spread(states[0].transpose(0, 1)).unflatten(0, shape).transpose(1, 2) for states in (query, key, value)
+    )
     output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    return packing.pack(output.transpose(1, 2)), None
+    return packing.gather(output.transpose(1, 2).flatten(0, 1)).unsqueeze(0), None
 
 
 def causal_products(

@@ -6,7 +6,7 @@ Owns the layout: which token stands where, at which position, and what it sees. 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from policies.sequences import TokenIds
 @dataclass(frozen=True, slots=True)
 class SharedPrefixBatch:
     """S sequences of G groups in one row of L tokens: first each group's common prefix, then each sequence's own rest.
+
+    Where lengths differ, some tokens of padding may stand behind a prefix or a rest; no other token sees them.
 
     Example: the groups ([5, 6, 7], [5, 6, 8, 9]) and ([3, 4], [3, 2]) give the prefixes [5, 6] and [3] and
     input_ids [[5, 6, 3, 7, 8, 9, 4, 2]], position_ids [[0, 1, 0, 2, 2, 3, 1, 1]], last_index [3, 5, 6, 7].
@@ -48,8 +50,7 @@ class SharedPrefixBatch:
     @property
     def parts(self) -> tuple[int, int]:
         """How many of the L tokens are prefixes, and how many rests."""
-        rests = self.rests.token_count
-        return self.input_ids.shape[1] - rests, rests
+        return self.prefixes.token_count, self.rests.token_count
 
     @property
     def longest(self) -> int:
@@ -62,7 +63,7 @@ class SharedPrefixBatch:
             device = self.input_ids.device
             columns = torch.arange(self.prefixes.width, device=device)
             rows = torch.arange(self.rests.width, device=device)
-            is_even = self.prefixes.slots is None
+            is_even = bool((self.prefix_lengths == self.prefixes.width).all())
             lengths = self.prefix_lengths[:1] if is_even else self.prefix_lengths[self.group_of_sequence]
             prefix = (columns < lengths[:, None])[:, None, :].expand(-1, len(rows), -1)
             own = (rows <= rows[:, None]).expand(len(lengths), -1, -1)
@@ -103,22 +104,45 @@ def pack_groups(groups: Sequence[Sequence[TokenIds]], device: torch.device | str
     prefix_lengths = np.array([shared_prefix_length(group) for group in groups], dtype=np.int64)
     prefixes = [group[0][:length] for group, length in zip(groups, prefix_lengths, strict=True)]
     rests = [sequence[length:] for group, length in zip(groups, prefix_lengths, strict=True) for sequence in group]
-    rest_lengths = np.array([len(rest) for rest in rests], dtype=np.int64)
     group_of_sequence = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    positions = [np.arange(length) for length in prefix_lengths]
-    starts = prefix_lengths[group_of_sequence]
-    positions += [start + np.arange(length) for start, length in zip(starts, rest_lengths, strict=True)]
+    parts = [
+        _Padded.of(prefixes, np.zeros(len(groups), np.int64)),
+        _Padded.of(rests, prefix_lengths[group_of_sequence]),
+    ]
 
     def to_device(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(device)
+        return torch.from_numpy(array).to(device)
 
+    layouts = [PackedRows.of(to_device(part.mask)) for part in parts]
+    packed = [
+        tuple(rows.pack(to_device(array)) for array in (part.ids, part.positions))
+        for rows, part in zip(layouts, parts, strict=True)
+    ]
+    ids, positions = (torch.cat(of_parts, dim=1) for of_parts in zip(*packed, strict=True))
+    last = np.arange(len(rests)) * layouts[1].tokens + [len(rest) - 1 for rest in rests]
     return SharedPrefixBatch(
-        input_ids=to_device(np.concatenate([*prefixes, *rests]))[None],
-        position_ids=to_device(np.concatenate(positions))[None],
-        prefixes=PackedRows.of_lengths(to_device(prefix_lengths)),
-        rests=PackedRows.of_lengths(to_device(rest_lengths)),
+        input_ids=ids,
+        position_ids=positions,
+        prefixes=layouts[0],
+        rests=layouts[1],
         prefix_lengths=to_device(prefix_lengths),
         group_of_sequence=to_device(group_of_sequence),
         group_size=len(groups[0]) if len({len(group) for group in groups}) == 1 else None,
-        last_index=to_device(prefix_lengths.sum() + np.cumsum(rest_lengths) - 1),
+        last_index=layouts[0].token_count + layouts[1].packed_index(to_device(last)),
     )
+
+
+class _Padded(NamedTuple):
+    """(N, W) long ids and positions, 0 at padding, and the bool mask of the tokens."""
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenIds], starts: NDArray[np.int64]) -> "_Padded":
+        columns = np.arange(max(len(row) for row in rows))
+        mask = columns < np.array([len(row) for row in rows])[:, None]
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = np.concatenate(rows)
+        return cls(ids, np.where(mask, starts[:, None] + columns, 0), mask)

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from policies.attention import UnsupportedAttentionError, attention_implementation, trains_faster_unfused
 from policies.head_blocks import Rotation, from_blocks, to_blocks
+from policies.packed_rows import PackedRows
 from policies.plain_attention import plain_attention
 from policies.shared_prefix import SharedPrefixBatch
 
@@ -145,19 +146,24 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, batch: SharedPrefixBatch, 
     outputs: list[Tensor] = []
     if batch.prefixes.token_count:
         attended = _block_attention(query_of_prefix, keys[0], values[0], None, scale)
-        outputs.append(batch.prefixes.pack(attended)[0])
+        outputs.append(batch.prefixes.gather(attended.flatten(0, 1)))
         keys, values = (
             (states[0], torch.cat([batch.of_each_sequence(states[0]), states[1]], dim=1)) for states in (keys, values)
         )
     mask = batch.rest_mask(query.dtype)[:, None]
-    outputs.append(batch.rests.pack(_block_attention(query_of_rest, keys[1], values[1], mask, scale))[0])
+    attended = _block_attention(query_of_rest, keys[1], values[1], mask, scale)
+    outputs.append(batch.rests.gather(attended.flatten(0, 1)))
     return torch.cat(outputs)
 
 
 def _padded_parts(states: Tensor, batch: SharedPrefixBatch) -> tuple[Tensor, Tensor]:
-    """(L, H, d) -> (G, P, H, d) of the prefixes and (S, R, H, d) of the rests, 0 at padding."""
+    """(L, H, d) -> (G, P, H, d) of the prefixes and (S, R, H, d) of the rests, 0 in the slots of no token."""
     prefix, rest = states.split(batch.parts)
-    return batch.prefixes.unpack(prefix[None]), batch.rests.unpack(rest[None])
+    return _slots(prefix, batch.prefixes), _slots(rest, batch.rests)
+
+
+def _slots(tokens: Tensor, rows: PackedRows) -> Tensor:
+    return rows.spread(tokens).unflatten(0, (rows.rows, rows.width))
 
 
 def _block_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -24,10 +24,16 @@ class MixedPrecisionAdamW(torch.optim.AdamW):
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, of which each shall have a float32 gradient."""
+        """Adds parameters, of which each shall have a float32 gradient.
+
+        What stays for the whole run is allocated here: in the first step it would lie among the activations, and they
+        would need a second place in every later one.
+        """
         super().add_param_group(param_group)
         for parameter in param_group["params"]:
             parameter.grad_dtype = torch.float32
+            if parameter.dtype == torch.bfloat16:
+                self.state[parameter] = _new_state(parameter)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -41,7 +47,7 @@ class MixedPrecisionAdamW(torch.optim.AdamW):
         super().step()
 
     def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[parameter] or self._new_state(parameter)
+        state = self.state[parameter]
         assert parameter.grad is not None, "only what has a gradient moves"
         columns = (parameter.data, parameter.grad, state["residual"], state["exp_avg"], state["exp_avg_sq"])
         for weight, gradient, residual, average, square in zip(*map(_chunks, columns), strict=True):
@@ -66,12 +72,12 @@ class MixedPrecisionAdamW(torch.optim.AdamW):
             split(master, into=(weight, residual))
         state["step"] += 1
 
-    def _new_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        moments = {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
-        residual = torch.zeros_like(parameter, dtype=torch.int16)
-        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        self.state[parameter] = {"step": step, **moments, "residual": residual}
-        return self.state[parameter]
+
+def _new_state(parameter: nn.Parameter) -> dict[str, Tensor]:
+    moments = {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+    residual = torch.zeros_like(parameter, dtype=torch.int16)
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, **moments, "residual": residual}
 
 
 def take_gradients_as_they_come(parameters: Iterable[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""Environment variables of every process of a run: telemetry off, library noise down, freed memory kept.
+"""Environment variables of every process of a run: telemetry and noise off, freed memory and few kernels kept.
 
 They must be set before the libraries are imported, so the command line calls `prepare_environment` first, and whoever
 starts processes on other machines hands them `PROCESS_ENVIRONMENT`. What the user has set already stays.
@@ -36,6 +36,8 @@ PROCESS_ENVIRONMENT = {
     # pages: 7 % of a PPO update in full tuning at 30M parameters. Up to 1 GiB of it stays with the process.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # oneDNN keeps 1024 kernels, over half a MiB each, one for every size of a matrix product. A pass needs 50.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }
 
 _MALLOPT_PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}

@@ -31,7 +31,7 @@ from rlhf.learner import Learner
 from rlhf.runtime.broadcast_group import BroadcastGroup
 from rlhf.runtime.config import SplitPlacement
 from rlhf.runtime.distributed import ALONE, MeetingPoint, Ranks
-from rlhf.runtime.memory import peak_memory_mib
+from rlhf.runtime.memory import peak_memory_mib, release_free_memory
 from rlhf.runtime.placement import RoleName
 from rlhf.runtime.training_state import TrainingState
 from rlhf.text_stream import TextStream, require_texts
@@ -211,6 +211,7 @@ class RoleHost:
 
     def update(self, experience: Experience, *, step: int) -> dict[str, float]:
         """See `Learner.update`; adds the peak memory of this process, or of the rank that needs most."""
+        release_free_memory()
         metrics = self._learner.update(experience, step=step)
         peak = torch.tensor(peak_memory_mib(self._backbone.device), dtype=torch.float64)
         self._ranks.maximum(peak)

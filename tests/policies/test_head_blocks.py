@@ -6,7 +6,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from policies.head_blocks import from_blocks, to_blocks
 from policies.packed_rows import PackedRows
 
-ROWS = PackedRows.of_lengths(torch.tensor([1, 2]))
+ROWS = PackedRows.of(torch.tensor([[True, False], [True, True]]))
 GENERATOR = torch.Generator().manual_seed(0)
 
 

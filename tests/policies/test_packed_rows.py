@@ -1,6 +1,5 @@
 """Rows of unlike length laid out as one, against examples worked by hand, and the way back."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,15 +24,15 @@ def test_rows_of_one_length_are_packed_without_a_copy():
     assert packed.data_ptr() == padded.data_ptr()
 
 
-@pytest.mark.parametrize(("lengths", "slots"), [([2, 3], [0, 1, 3, 4, 5]), ([1, 0, 3], [0, 6, 7, 8]), ([2, 2], None)])
-def test_lengths_give_the_slots_of_right_padded_rows(lengths: list[int], slots: list[int] | None):
-    found = PackedRows.of_lengths(torch.tensor(lengths)).slots
-    assert slots == (None if found is None else found.tolist())
+def test_a_token_is_found_again_in_the_packed_row():
+    # The last tokens of both rows.
+    assert PackedRows.of(MASK).packed_index(torch.tensor([1, 5])).tolist() == [1, 4]
+    assert PackedRows.of(torch.ones(2, 3, dtype=torch.bool)).packed_index(torch.tensor([2])).tolist() == [2]
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), st.integers(0, 2**16))
 def test_padding_and_back_is_the_identity_with_the_gradient_of_the_identity(lengths: list[int], seed: int):
-    rows = PackedRows.of_lengths(torch.tensor(lengths))
+    rows = PackedRows.of(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(1, sum(lengths), 2, generator=generator, requires_grad=True)
     upstream = torch.randn(tokens.shape, generator=generator)

@@ -22,6 +22,7 @@ def group(prefix, *lengths):
 
 GROUPS = (group(5, 4, 7, 2), group(3, 6, 1), group(0, 4, 9), group(8, 1))
 EVEN = (group(4, 3, 3), group(4, 3, 3))
+LONG = (group(33, 20, 5), group(20, 37, 3))  # Brought to round sizes with tokens of padding.
 WITHOUT_PREFIX = ([np.array([7, 8, 9]), np.array([4, 5])],)
 SUPPORTED = ("llama", "gpt2", "qwen3", "gpt_neox")
 
@@ -46,7 +47,18 @@ def gradients(body, states):
     return {name: parameter.grad for name, parameter in body.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("groups", [GROUPS, EVEN, WITHOUT_PREFIX], ids=["ragged", "even", "without_prefix"])
+def test_unlike_lengths_are_brought_to_round_sizes():
+    batch = pack_groups(LONG)
+    # 53 tokens of prefixes become 54, 65 of rests 68; the widths are 33 -> 34 and 37 -> 38.
+    assert batch.parts == (54, 68)
+    assert batch.input_ids.shape == (1, 122)
+    assert (batch.prefixes.width, batch.rests.width) == (34, 38)
+    assert batch.input_ids[0, batch.last_index].tolist() == [row[-1] for sequences in LONG for row in sequences]
+
+
+@pytest.mark.parametrize(
+    "groups", [GROUPS, EVEN, LONG, WITHOUT_PREFIX], ids=["ragged", "even", "long", "without_prefix"]
+)
 @pytest.mark.parametrize("architecture", SUPPORTED)
 def test_states_and_gradients_are_those_of_every_sequence_alone(architecture, groups):
     body = build_model(architecture, 300).base_model
@@ -78,12 +90,13 @@ def test_no_sequence_sees_another_or_a_later_token():
     torch.testing.assert_close(after[others], before[others], rtol=1e-6, atol=1e-6)
 
 
-def test_plain_and_fused_attention_in_bfloat16_agree(monkeypatch):
+@pytest.mark.parametrize("groups", [GROUPS, LONG], ids=["ragged", "long"])
+def test_plain_and_fused_attention_in_bfloat16_agree(groups, monkeypatch):
     body = build_model("llama", 300).base_model
 
     def states_and_gradients():
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            states = packed_states(body, GROUPS).float()
+            states = packed_states(body, groups).float()
         return states, gradients(body, states)
 
     unfused, unfused_gradients = states_and_gradients()

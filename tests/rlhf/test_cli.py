@@ -345,8 +345,10 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "rlhf 0.1.0\n"
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, env=os.environ | variables
+    )
 
 
 @pytest.mark.parametrize(
@@ -456,3 +458,18 @@ def test_a_process_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatc
         return int(run_python(code).stdout)
 
     assert faults("prepare_environment()") < faults("pass") / 2
+
+
+def test_a_process_keeps_few_kernels_of_the_processors_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    code = (
+        "from rlhf.process_environment import prepare_environment\nprepare_environment()\n"
+        "import torch\nweight = torch.ones(64, 64, dtype=torch.bfloat16)\n"
+        "for _ in range(2):\n"
+        "    for rows in range(1, 201): torch.ones(rows, 64, dtype=torch.bfloat16) @ weight"
+    )
+    output = run_python(code, ONEDNN_VERBOSE="profile_create").stdout
+    if "cache_miss" not in output:
+        pytest.skip("torch multiplies without oneDNN here")
+    # With room for all 200 sizes, the second round would make none.
+    assert output.count("create:cache_miss") > 300

@@ -99,6 +99,16 @@ def test_the_state_of_a_checkpoint_continues_bitwise():
     assert torch.equal(run(interrupted=True), run(interrupted=False))
 
 
+def test_what_stays_for_the_run_is_there_before_the_first_pass():
+    weight = Parameter(torch.ones(2, 3, dtype=BF16))
+    optimizer = MixedPrecisionAdamW([weight], **SETTINGS)
+    before = {key: value.data_ptr() for key, value in optimizer.state[weight].items()}
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    assert {key: value.data_ptr() for key, value in optimizer.state[weight].items()} == before
+    assert set(before) == {"step", "exp_avg", "exp_avg_sq", "residual"}
+
+
 def test_gradients_are_summed_in_float32():
     weight = Parameter(torch.tensor([1.0, 2.0], dtype=BF16))
     MixedPrecisionAdamW([weight], **SETTINGS)
