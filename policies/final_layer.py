@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class _Reading:
     """
 
     tokens: Tensor
-    shape: torch.Size = torch.Size()
+    shape: torch.Size = field(default_factory=torch.Size)
 
 
 _READING: ContextVar[_Reading | None] = ContextVar("_READING", default=None)

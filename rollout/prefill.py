@@ -70,7 +70,7 @@ def read_prompts(backbone: Backbone, prompts: Sequence[TokenIds]) -> list[Prefil
         input_ids[row, : lengths[row]] = prompt
     # Without the model's config every layer of it keeps all tokens: a sliding window would keep the padding.
     cache = DynamicCache()
-    # What the last layer makes of its keys and values is needed behind the prompts alone: a tenth of eight layers' work.
+    # Of the last layer, other tokens need keys and values alone: with eight layers this leaves out a tenth of the pass.
     last = torch.zeros(input_ids.shape, dtype=torch.bool)
     last[torch.arange(len(prompts)), torch.tensor(lengths) - 1] = True
     hidden = backbone.hidden_states(
