@@ -36,10 +36,14 @@ PROCESS_ENVIRONMENT = {
     # pages: 7 % of a PPO update in full tuning at 30M parameters. Up to 1 GiB of it stays with the process.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # What a thread frees is there for all others. By default each has a pool of its own, which takes no block beyond
+    # 64 MiB and hands most of what is freed back: with two lanes (rollout/lanes.py) 20,000 to 30,000 fresh pages in
+    # every rollout (30M parameters) and a peak that is 130 MiB higher.
+    "MALLOC_ARENA_MAX": "1",
 }
 
-_MALLOPT_PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
-"""Numbers of the two settings in glibc's malloc.h."""
+_MALLOPT_PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_ARENA_MAX": -8}
+"""Numbers of the settings in glibc's malloc.h."""
 
 
 def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from policies.backbone import Backbone
+from rlhf.process_environment import prepare_environment
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
 from rollout.generation import Generator
@@ -42,10 +43,11 @@ Contender = Callable[[Backbone, str], Sampled]
 
 
 def ours(engine: CompiledEngineConfig | HfEngineConfig) -> Contender:
-    """An engine of this project; it is kept between calls, as a training run keeps it."""
+    """An engine of this project, kept between calls and with the memory allocator set as in a run."""
 
     @cache
     def generator(backbone: Backbone) -> Generator:
+        prepare_environment()
         return build_generator(backbone, None, SamplingConfig(max_response_tokens=RESPONSE_TOKENS), engine)
 
     def run(backbone: Backbone, kind: str) -> Sampled:

@@ -48,6 +48,7 @@ def test_an_engine_is_kept_between_runs_as_training_keeps_it(monkeypatch: pytest
         return Engine()
 
     monkeypatch.setattr(rollout_contenders, "build_generator", build)
+    monkeypatch.setattr(rollout_contenders, "prepare_environment", lambda: None)
     run, backbone, engine = rollout_contenders.ours(HfEngineConfig()), cast(Backbone, object()), HfEngineConfig()
     assert [run(backbone, kind).tokens for kind in KINDS] == [0, 0]
     assert built == [engine]
