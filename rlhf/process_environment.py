@@ -38,7 +38,7 @@ PROCESS_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     # What a thread frees is there for all others. By default each has a pool of its own, which takes no block beyond
     # 64 MiB and hands most of what is freed back: with two lanes (rollout/lanes.py) 20,000 to 30,000 fresh pages in
-    # every rollout (30M parameters) instead of 3,000 at most.
+    # every rollout (30M parameters), instead of a few thousand in the first ones and then hardly any.
     "MALLOC_ARENA_MAX": "1",
 }
 
