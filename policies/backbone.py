@@ -26,7 +26,7 @@ from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet
 from policies.attention import UnsupportedAttentionError
 from policies.base_identity import base_parameters, copy_exactly
-from policies.final_layer import computed_only_at, final_parts
+from policies.final_layer import computed_only_at, final_parts, follow_readers
 from policies.logprobs import before_response, response_states
 from policies.packed_attention import PACKED, attention
 from policies.packed_rows import PackedRows
@@ -71,7 +71,7 @@ class Backbone:
         self.adapters = AdapterSet(model, tokenizer)
         self.device = model.device
         self._body = model.base_model
-        self._final_parts = final_parts(cast(PreTrainedModel, self._body))
+        follow_readers(final_parts(cast(PreTrainedModel, self._body)))
         accepted = inspect.signature(self._body.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_settings = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
@@ -134,6 +134,7 @@ class Backbone:
         position_ids: Tensor | None = None,
         *,
         cache: Cache | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states of the body, without logits.
 
@@ -143,6 +144,7 @@ class Backbone:
                 keeps the padding away from every real token and the fastest attention kernels apply.
             position_ids: (M, T), needed for left-padded rows; None counts from 0.
             cache: Keys and values of what came before; those of `input_ids` are added to it.
+            read: (M, T), True at tokens whose state is needed; others are arbitrary, too. None needs all.
 
         Returns:
             (M, T, D) in the precision of the model; arbitrary at padding.
@@ -152,9 +154,10 @@ class Backbone:
             options["position_ids"] = position_ids
         if cache is not None:
             options["past_key_values"] = cache
-        return self._body(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=cache is not None, **options
-        ).last_hidden_state
+        with self._end_at(read)():
+            return self._body(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=cache is not None, **options
+            ).last_hidden_state
 
     @property
     def packs_rows(self) -> bool:
@@ -268,7 +271,7 @@ class Backbone:
         # Virtual tokens are computed by a pass of their own inside the pass.
         if read is None or self.virtual_tokens:
             return nullcontext
-        return partial(computed_only_at, self._final_parts, round_places(read.reshape(-1)))
+        return partial(computed_only_at, round_places(read.reshape(-1)))
 
     def _padded(self, input_ids: Tensor, reading: Context = nullcontext) -> Tensor:
         with reading(), self._checkpointing(reading):

@@ -7,6 +7,8 @@ queries and of what attention gives, and the MLP. Keys and values of all tokens 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +16,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 _ROUTERS = frozenset({"experts", "router", "gate"})
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What the pass of this thread reads.
+
+    Attributes:
+        tokens: (S,) long, places in the (M * T) tokens of the pass.
+        shape: Of what the part that runs now was given.
+    """
+
+    tokens: Tensor
+    shape: torch.Size = field(default_factory=torch.Size)
+
+
+_READING: ContextVar[_Reading | None] = ContextVar("_READING", default=None)
 
 
 def final_parts(body: PreTrainedModel) -> list[nn.Module]:
@@ -30,29 +48,45 @@ def _is_token_wise(part: nn.Module) -> bool:
     return not routes and len(inspect.signature(part.forward).parameters) == 1
 
 
-@contextmanager
-def computed_only_at(parts: Sequence[nn.Module], tokens: Tensor) -> Iterator[None]:
-    """In this context the parts read these tokens alone and give 0 for all others.
+def follow_readers(parts: Sequence[nn.Module]) -> None:
+    """From now on the parts heed `computed_only_at`.
+
+    For good, because hooks that came and went with each pass would change under the passes of other threads.
 
     Args:
-        parts: From `final_parts`.
+        parts: From `final_parts`; those that do so already stay as they are.
+    """
+    for part in parts:
+        if _select not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(_select)
+            part.register_forward_hook(_put_back)
+
+
+@contextmanager
+def computed_only_at(tokens: Tensor) -> Iterator[None]:
+    """In this context, in this thread, parts that follow readers read these tokens alone and give 0 for all others.
+
+    Args:
         tokens: (S,) long, places in the (M * T) tokens of a forward pass.
     """
-    shape = torch.Size()
-
-    def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        nonlocal shape
-        shape = inputs[0].shape
-        return (inputs[0].flatten(0, -2).index_select(0, tokens),)
-
-    def put_back(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        everywhere = output.new_zeros((shape[:-1].numel(), output.shape[-1]))
-        return everywhere.index_copy(0, tokens, output).unflatten(0, shape[:-1])
-
-    hooks = [part.register_forward_pre_hook(select) for part in parts]
-    hooks += [part.register_forward_hook(put_back) for part in parts]
+    before = _READING.set(_Reading(tokens))
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        _READING.reset(before)
+
+
+def _select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+    reading = _READING.get()
+    if reading is None:
+        return None
+    reading.shape = inputs[0].shape
+    return (inputs[0].flatten(0, -2).index_select(0, reading.tokens),)
+
+
+def _put_back(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    reading = _READING.get()
+    if reading is None:
+        return None
+    everywhere = output.new_zeros((reading.shape[:-1].numel(), output.shape[-1]))
+    return everywhere.index_copy(0, reading.tokens, output).unflatten(0, reading.shape[:-1])

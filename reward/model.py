@@ -23,7 +23,7 @@ from policies.attention import UnsupportedAttentionError, attention_implementati
 from policies.base_identity import about_base, base_fingerprint, copy_exactly
 from policies.checkpoint import METADATA_FILE, atomic_folder, load_metadata
 from policies.config import ModelConfig
-from policies.final_layer import computed_only_at, final_parts
+from policies.final_layer import computed_only_at, final_parts, follow_readers
 from policies.loading import resolve_device
 from policies.rms_norm import use_fast_norms
 from policies.rotary_attention import use_fast_attention
@@ -74,7 +74,8 @@ class RewardModel:
         self.tokenizer = tokenizer
         self.device = self._classifier.device
         self._reads_last_token = is_decoder(self._classifier)
-        self._final_parts = final_parts(self._body) if self._reads_last_token else []
+        if self._reads_last_token:
+            follow_readers(final_parts(self._body))
         use_fast_norms(self._classifier)
         use_fast_attention(self._classifier)
         score_in_float32(self._classifier)
@@ -202,7 +203,7 @@ class RewardModel:
 
     def _scores_at(self, tokens: Tensor, input_ids: Tensor, **layout: Tensor | SharedPrefixBatch) -> Tensor:
         """(S,) scores at places in the (M * T) tokens of a decoder's input."""
-        with computed_only_at(self._final_parts, tokens):
+        with computed_only_at(tokens):
             hidden = self._body(input_ids=input_ids, use_cache=False, **layout).last_hidden_state
         head = cast(nn.Module, self._classifier.score)
         states = hidden.flatten(0, 1)[tokens]

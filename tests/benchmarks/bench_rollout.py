@@ -1,9 +1,11 @@
 """`make bench-rollout`: our engines beside transformers' `generate` and `generate_batch`, on the same model and prompts
 
 vLLM joins where an environment has it: `make bench-rollout ARGS="--vllm-python .venv-vllm/bin/python"`.
-Every contender lives in a process of its own, so that its peak memory is its own; they take turns, so that a busy
-machine troubles all of them alike. Numbers are medians over the rounds; ratios are taken round by round. Processor time
-is noted beside wall time: it says more where other programs compute at the same time.
+Every contender lives in a process of its own, so that its peak memory is its own, and keeps its engine between runs,
+as training does; they take turns, so that a busy machine troubles all of them alike. Ours run with the allocator as
+every process of a run has it (`rlhf.process_environment`), the others as their users do. Numbers are medians over the
+rounds; ratios are taken round by round. Processor time is noted beside wall time: it says more where other programs
+compute at the same time.
 """
 
 import argparse
@@ -17,8 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.rollout_workload import KINDS
+
 RESULTS = Path(__file__).parent / "results" / "rollout.json"
-KINDS = ("fixed", "ragged")
 CONTENDERS = ("compiled", "hf", "generate", "generate_batch")
 VLLM = "vllm"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from policies.backbone import Backbone
+from rlhf.process_environment import prepare_environment
 from rollout.config import CompiledEngineConfig, HfEngineConfig, SamplingConfig
 from rollout.engines import build_generator
+from rollout.generation import Generator
 from tests.benchmarks.rollout_workload import PROMPT_TOKENS, PROMPTS, RESPONSE_TOKENS, prompts, response_lengths
 
 _PAGE_TOKENS = 128
@@ -40,9 +43,15 @@ Contender = Callable[[Backbone, str], Sampled]
 
 
 def ours(engine: CompiledEngineConfig | HfEngineConfig) -> Contender:
+    """An engine of this project, kept between calls and with the memory allocator set as in a run."""
+
+    @cache
+    def generator(backbone: Backbone) -> Generator:
+        prepare_environment()
+        return build_generator(backbone, None, SamplingConfig(max_response_tokens=RESPONSE_TOKENS), engine)
+
     def run(backbone: Backbone, kind: str) -> Sampled:
-        generator = build_generator(backbone, None, SamplingConfig(max_response_tokens=RESPONSE_TOKENS), engine)
-        completions = generator.generate(prompts(kind), [0] * PROMPTS, seed=0, step=0)
+        completions = generator(backbone).generate(prompts(kind), [0] * PROMPTS, seed=0, step=0)
         return Sampled([c.token_ids for c in completions], [c.logprobs for c in completions])
 
     return run

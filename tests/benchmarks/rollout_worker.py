@@ -15,7 +15,7 @@ from policies.backbone import Backbone
 from tests.benchmarks.machine_limits import describe_machine
 from tests.benchmarks.rollout_contenders import CONTENDERS, Contender
 from tests.benchmarks.rollout_measures import largest_logprob_error, limits, work
-from tests.benchmarks.rollout_workload import backbone
+from tests.benchmarks.rollout_workload import KINDS, backbone
 
 VLLM = "vllm"
 """The contender that only its own environment can import."""
@@ -50,7 +50,8 @@ def contender(run: Contender) -> Callable[[str], dict[str, Any]]:
     """A function from a workload's name to the measures of one run on it."""
     loaded_backbone = backbone()
     loaded = _peak_mib()
-    run(loaded_backbone, "ragged")  # warm-up: what is allocated or compiled once is not timed
+    for kind in KINDS:
+        run(loaded_backbone, kind)  # warm-up: what is allocated, compiled or traced once is not timed
     return lambda kind: _timed(run, loaded_backbone, kind, loaded)
 
 

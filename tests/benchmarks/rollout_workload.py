@@ -13,6 +13,8 @@ from rollout.config import ResponseLimits
 from rollout.types import Prompt
 from tests.tiny_models import build_tokenizer
 
+KINDS = ("fixed", "ragged")
+"""Whether responses are of one length."""
 PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 64, 64, 64
 SHORTEST_RESPONSE = 8
 """Ragged responses vary eightfold."""

@@ -1,13 +1,19 @@
 """The rollout benchmark compares like with like: every contender does the same work, and its size is known."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 
+from policies.backbone import Backbone
+from rollout.config import HfEngineConfig
+from rollout.types import Completion
+from tests.benchmarks import rollout_contenders
 from tests.benchmarks.bench_rollout import CONTENDERS as RACED
 from tests.benchmarks.bench_rollout import _summary
 from tests.benchmarks.rollout_contenders import CONTENDERS
 from tests.benchmarks.rollout_measures import work
-from tests.benchmarks.rollout_workload import prompts, response_lengths
+from tests.benchmarks.rollout_workload import KINDS, prompts, response_lengths
 
 
 def test_ragged_responses_vary_eightfold_and_fixed_ones_not_at_all() -> None:
@@ -28,6 +34,24 @@ def test_the_work_is_that_of_the_matrix_products_and_of_the_keys_and_values_read
 
 def test_all_contenders_are_raced() -> None:
     assert tuple(CONTENDERS) == RACED
+
+
+def test_an_engine_is_kept_between_runs_as_training_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[object] = []
+
+    class Engine:
+        def generate(self, *_arguments: object, **_settings: object) -> list[Completion]:
+            return []
+
+    def build(*arguments: object) -> Engine:
+        built.append(arguments[-1])
+        return Engine()
+
+    monkeypatch.setattr(rollout_contenders, "build_generator", build)
+    monkeypatch.setattr(rollout_contenders, "prepare_environment", lambda: None)
+    run, backbone, engine = rollout_contenders.ours(HfEngineConfig()), cast(Backbone, object()), HfEngineConfig()
+    assert [run(backbone, kind).tokens for kind in KINDS] == [0, 0]
+    assert built == [engine]
 
 
 def test_ratios_are_taken_round_by_round_so_that_a_busy_round_counts_once() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -30,10 +31,11 @@ class NotingBackbone(Backbone):
         position_ids: Tensor | None = None,
         *,
         cache: Cache | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
         if cache is not None:
             self.passes.append((input_ids.shape[0], input_ids.shape[1]))
-        return super().hidden_states(input_ids, attention_mask, position_ids, cache=cache)
+        return super().hidden_states(input_ids, attention_mask, position_ids, cache=cache, read=read)
 
     @property
     def prefills(self) -> list[tuple[int, int]]:
@@ -81,6 +83,17 @@ def test_a_prompt_is_read_once_for_all_of_its_responses(backbone: NotingBackbone
     # The two prompts have the same tokens, too.
     assert backbone.prefills == [(1, 4)]
     assert len({tuple(tokens) for tokens in tokens_of(completions)}) > 5
+
+
+def test_the_end_of_the_last_layer_reads_the_last_tokens_of_prompts_alone(backbone: NotingBackbone) -> None:
+    rows: list[tuple[int, ...]] = []
+    last = cast(Any, backbone.model.base_model).layers[-1].mlp.gate_proj
+    last.register_forward_hook(lambda _, inputs, __: rows.append(tuple(inputs[0].shape[:-1])))
+    prompts = [of_length(str(tokens), 2, prompt_tokens=tokens) for tokens in (2, 9, 4)]
+    compiled(backbone, prefill_tokens=18).generate(prompts, [0] * 3, seed=0, step=0)
+    # Buckets of two prompts and of one, then the newest tokens of all three.
+    assert backbone.passes == [(2, 9), (1, 2), (3, 1)]
+    assert rows == [(2,), (1,), (3, 1)]
 
 
 def test_prompts_are_read_longest_first_in_buckets_within_the_budget(backbone: NotingBackbone) -> None:
