@@ -8,7 +8,18 @@ from policies.config import StrictModel
 from reward.format_fields import FieldPath, FieldPaths
 
 
-class ScoredFormat(StrictModel):
+class _ResponsesFormat(StrictModel):
+    prompt_field: FieldPath = "prompt"
+    """Column of the prompt, or a dotted path into one, such as `info.post` or `turns.0.content`; so for all fields."""
+    responses_field: FieldPaths = "responses"
+    """Column of the list of responses, or a list of columns, one for each."""
+    text_field: FieldPath = "text"
+    """Key of the text where responses are objects."""
+    model_field: FieldPath = "model"
+    """Key of the model where responses are objects, else a column; may be absent."""
+
+
+class ScoredFormat(_ResponsesFormat):
     """Rows hold scored responses.
 
     Either `prompt` and `responses`: objects with `text` and the score (and `model`), or texts beside a list `scores`.
@@ -18,16 +29,8 @@ class ScoredFormat(StrictModel):
 
     kind: Literal["scored"] = "scored"
     """Tag of this variant."""
-    prompt_field: FieldPath = "prompt"
-    """Column of the prompt, or a dotted path into one, such as `info.post` or `turns.0.content`; so for all fields."""
-    responses_field: FieldPaths = "responses"
-    """Column of the list of responses, or a list of columns, one for each."""
     response_field: FieldPath = "response"
     """Column of the response where rows hold one."""
-    text_field: FieldPath = "text"
-    """Key of the text where responses are objects."""
-    model_field: FieldPath = "model"
-    """Column, or key of a response, with the model that wrote it; may be absent."""
     score_field: FieldPath = "score"
     """Column, or key of a response, with the score, a number."""
     scores_field: FieldPaths = "scores"
@@ -41,7 +44,7 @@ class ScoredFormat(StrictModel):
     """Responses whose score is at most this far below the best of their group tie with it, in units of the score."""
 
 
-class VotesFormat(StrictModel):
+class VotesFormat(_ResponsesFormat):
     """Rows hold `prompt`, `responses` (texts, or objects with `text` and `model`), and votes of raters on them.
 
     Votes are a list `votes`, or one vote stands in the row itself. A vote has either `ranking` (groups of indices, best
@@ -51,14 +54,6 @@ class VotesFormat(StrictModel):
 
     kind: Literal["votes"] = "votes"
     """Tag of this variant."""
-    prompt_field: FieldPath = "prompt"
-    """Column of the prompt, or a dotted path into one, such as `info.post` or `turns.0.content`; so for all fields."""
-    responses_field: FieldPaths = "responses"
-    """Column of the list of responses, or a list of columns, one for each."""
-    text_field: FieldPath = "text"
-    """Key of the text where responses are objects."""
-    model_field: FieldPath = "model"
-    """Key of the model where responses are objects; may be absent."""
     votes_field: FieldPath = "votes"
     """Column of the list of votes; may be absent, then the row is one vote."""
     ranking_field: FieldPath = "ranking"
