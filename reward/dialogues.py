@@ -63,7 +63,10 @@ def split_dialogues(prompt: Any, responses: Mapping[str, Any]) -> tuple[Any, lis
         return prompt, dialogues
     for name, dialogue in responses.items():
         if not is_messages(dialogue):
-            raise BadRowError(f"field {name!r} is {shortened(dialogue)}; text or messages are needed: rewrite it")
+            raise BadRowError(
+                f"field {name!r} is {shortened(dialogue)}; allowed are text, or a list of messages with text in 'role' "
+                "and 'content': rewrite it"
+            )
     shared = _shared_turns(cast(Sequence[Sequence[Any]], dialogues))
     if prompt is not None and not _is_told_by(prompt, shared):
         raise BadRowError(
