@@ -55,6 +55,7 @@ def split_dialogues(prompt: Any, responses: Mapping[str, Any]) -> tuple[Any, lis
     Raises:
         BadRowError: the dialogues do not share a prompt, or go on with more than one turn.
     """
+    prompt, responses = _with_plain_content(prompt), {name: _with_plain_content(r) for name, r in responses.items()}
     dialogues = list(responses.values())
     if not all(is_list(dialogue) for dialogue in dialogues):
         _refuse_mixed(prompt, responses)
@@ -81,6 +82,22 @@ def split_dialogues(prompt: Any, responses: Mapping[str, Any]) -> tuple[Any, lis
                 "one message is needed: cut the dialogues behind the first answers that differ"
             )
     return shared or prompt, answers
+
+
+def _with_plain_content(value: Any) -> Any:
+    """Messages whose content is a list of text parts (`{"type": "text", "text": ...}`) with the text in its place."""
+    return [_joined(message) for message in cast(Sequence[Any], value)] if is_list(value) else value
+
+
+def _joined(message: Any) -> Any:
+    parts: Any = message.get("content") if isinstance(message, Mapping) else None
+    if not is_list(parts) or not all(map(_is_text_part, parts)):
+        return message
+    return {**message, "content": "".join(part["text"] for part in parts)}
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _refuse_mixed(prompt: Any, responses: Mapping[str, Any]) -> None:

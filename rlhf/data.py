@@ -161,8 +161,8 @@ def _parse_line(line: str, number: int) -> Row:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"line {number} is not valid JSON: {error.msg} at column {error.colno}; one object a line is allowed, or in "
-            ".json one list of objects"
+            f"line {number} is not valid JSON: {error.msg} at column {error.colno}; one object a line is allowed, or "
+            "in .json one list of objects"
         ) from error
     return _require_object(row, f"line {number}")
 

@@ -55,6 +55,17 @@ def test_the_turns_that_dialogues_share_are_the_prompt(prompt):
     assert split_dialogues(prompt, {"a": first, "b": second}) == (shared, [first[3:], second[3:]])
 
 
+def test_content_in_text_parts_is_text_and_other_parts_are_refused():
+    def parts(answer, kind="text"):
+        asked = {"role": "user", "content": [{"type": "text", "text": "wh"}, {"type": "text", "text": "o?"}]}
+        return [asked, {"role": "assistant", "content": [{"type": kind, "text": answer}]}]
+
+    answers = [[{"role": "assistant", "content": text}] for text in ("he", "she")]
+    assert split_dialogues(None, {"a": parts("he"), "b": parts("she")}) == (turns("who?"), answers)
+    with pytest.raises(BadRowError, match=r"field 'b' is .*; allowed are text, or a list of messages with text"):
+        split_dialogues(None, {"a": parts("he"), "b": parts("she", kind="image")})
+
+
 @pytest.mark.parametrize("prompt", ["who?", turns("who?")])
 def test_answers_beside_their_prompt_stay_as_they_are(prompt):
     answers = [[{"role": "assistant", "content": "he"}], [{"role": "assistant", "content": "she"}]]

@@ -102,7 +102,7 @@ def test_a_missing_file_names_field_value_and_what_is_allowed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('{"a": 1}\n{"a": \n', "line 2 is not valid JSON: .*; one object a line is allowed, or in .json one list of"),
+        ('{"a": 1}\n{"a": \n', "line 2 is not valid JSON: .*; one object a line is allowed, or in .json one list"),
         ('{"a": 1}\n[1, 2]\n', "line 2 is a list; only objects"),
         ("", "no rows"),
         ("\n\n", "no rows"),
