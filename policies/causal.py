@@ -3,14 +3,16 @@
 Owns nothing but their combination; losses are the learner's, sampling is the rollout's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
 
 from policies.backbone import Backbone
 from policies.logprobs import TokenLogprobs, chunk_tokens_for, token_logprobs
-from policies.sequences import SequenceBatch
+from policies.sequences import SequenceBatch, TokenIds, evaluate_in_micro_batches
 
 
 class CausalPolicy:
@@ -31,6 +33,29 @@ class CausalPolicy:
     def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
         """(M, R) log-probabilities of the response tokens, nats, with gradients where they are enabled."""
         return self.logprobs_of(self.states(batch), batch, with_entropy=with_entropy)
+
+    def response_logprobs(
+        self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds], *, token_budget: int
+    ) -> list[NDArray[np.float32]]:
+        """Log-probabilities of every response token, without gradients and in bounded memory.
+
+        Args:
+            prompts: B arrays of ids.
+            responses: B arrays of ids.
+            token_budget: Tokens of one forward pass; changes memory and speed only.
+
+        Returns:
+            B float32 arrays of (R,), nats, in the order of the input.
+        """
+        return evaluate_in_micro_batches(
+            lambda batch: self.logprobs(batch).logprobs,
+            prompts,
+            responses,
+            token_budget=token_budget,
+            counts_padding=not self.backbone.packs_rows,
+            pad_id=self.backbone.pad_id,
+            device=self.backbone.device,
+        )
 
     def states(self, batch: SequenceBatch) -> Tensor:
         """(M, R, D) hidden states before each response token: what log-probs and values on this trunk read."""

@@ -13,7 +13,7 @@ from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import FullTuning, Tuning
 from policies.loading import REFERENCE_ADAPTER
-from policies.sequences import TokenIds, evaluate_in_micro_batches
+from policies.sequences import TokenIds
 
 
 class ReferencePolicy:
@@ -55,22 +55,5 @@ class ReferencePolicy:
     def logprobs(
         self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds], token_budget: int
     ) -> list[NDArray[np.float32]]:
-        """Log-probabilities of every response token.
-
-        Args:
-            prompts: B arrays of ids.
-            responses: B arrays of ids.
-            token_budget: tokens of one forward pass.
-
-        Returns:
-            B float32 arrays of (R,), nats, in the order of the input.
-        """
-        return evaluate_in_micro_batches(
-            lambda batch: self._policy.logprobs(batch).logprobs,
-            prompts,
-            responses,
-            token_budget=token_budget,
-            counts_padding=not self.backbone.packs_rows,
-            pad_id=self.backbone.pad_id,
-            device=self.backbone.device,
-        )
+        """See `CausalPolicy.response_logprobs`."""
+        return self._policy.response_logprobs(prompts, responses, token_budget=token_budget)

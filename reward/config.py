@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from policies.config import StrictModel
+from reward.dialogues import TurnMarks
+from reward.format_fields import FieldPath, FieldPaths
 
 EnvironmentVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable; secrets are read from there and stand in no configuration."""
@@ -257,10 +259,26 @@ RewardSource = Annotated[
 
 
 class PairsFormat(StrictModel):
-    """Rows hold `prompt` (optional), `chosen`, `rejected`: text or message lists (TRL's conventions)."""
+    """Rows hold `prompt` (optional), `chosen`, `rejected`: text, or messages (TRL's conventions).
+
+    Where chosen and rejected are whole dialogues, the turns that they share are the prompt.
+    """
 
     kind: Literal["pairs"] = "pairs"
     """Tag of this variant."""
+    prompt_field: FieldPath = "prompt"
+    """Column of the prompt, or a dotted path into one, such as `info.post` or `turns.0.content`; so for all fields."""
+    chosen_field: FieldPath = "chosen"
+    """Column of the preferred response."""
+    rejected_field: FieldPath = "rejected"
+    """Column of the other one."""
+    margin_field: FieldPath | tuple[FieldPath, FieldPath] = "margin"
+    """Column of how much better chosen is, in any unit; or two columns with the scores of chosen and rejected."""
+    source_field: FieldPath = "source"
+    """Column of where a row came from, for accuracy by source."""
+    turns: TurnMarks | None = None
+    """Marks of the turns where `chosen` and `rejected` are transcripts, dialogues in one text; `{}` takes those of
+    Anthropic's hh-rlhf. Null reads text as it is."""
 
 
 class RankingsFormat(StrictModel):
@@ -271,20 +289,34 @@ class RankingsFormat(StrictModel):
 
     kind: Literal["rankings"] = "rankings"
     """Tag of this variant."""
+    prompt_field: FieldPath = "prompt"
+    """Column of the prompt, or a dotted path into one; so for all fields."""
+    responses_field: FieldPaths = "responses"
+    """Column of the list of responses, or a list of columns, one for each."""
+    text_field: FieldPath = "text"
+    """Key of the text where responses are objects."""
+    ranking_field: FieldPath = "ranking"
+    """Column of the ranking."""
+    source_field: FieldPath = "source"
+    """Column of where a row came from, for accuracy by source."""
 
 
 class LabelledTextFormat(StrictModel):
-    """Rows hold one text and a 0/1 label.
+    """Rows hold one text and a label.
 
-    Each text of label 1 is compared with texts of label 0 of the same split, by seed.
+    Each text with a chosen label is compared with texts with a rejected one of the same split, by seed.
     """
 
     kind: Literal["labelled_text"] = "labelled_text"
     """Tag of this variant."""
-    text_field: str = "text"
-    """Column of the text."""
-    label_field: str = "label"
-    """Column of the label, 1 preferred over 0."""
+    text_field: FieldPath = "text"
+    """Column of the text, or a dotted path into one; so for all fields."""
+    label_field: FieldPath = "label"
+    """Column of the label."""
+    chosen_labels: tuple[str | int, ...] = Field(default=(1,), min_length=1)
+    """Labels of preferred texts; numbers may be written as text."""
+    rejected_labels: tuple[str | int, ...] = Field(default=(0,), min_length=1)
+    """Labels of the others."""
     pairs_per_text: int = Field(default=1, ge=1)
     """How many rejected texts each chosen text is compared with.
 

@@ -42,21 +42,27 @@ def read_win_probability(row: Row) -> float:
     return float(probability)
 
 
-def read_margin(row: Row) -> tuple[float, float] | None:
-    """Column `margin` of a pair, as strengths of chosen and rejected; None where the row has none.
+def read_margin(margin: Any) -> tuple[float, float] | None:
+    """Strengths of chosen and rejected: of the field `margin`, (margin, 0); of two scores, these; of None, None.
 
     Raises:
-        BadRowError: it is no finite number, or negative.
+        BadRowError: it is neither a finite number of at least 0, nor two finite numbers in falling order.
     """
-    margin = row.get("margin")
     if margin is None:
         return None
-    if not _is_finite(margin) or margin < 0:
+    if not is_list(margin):
+        if not _is_finite(margin) or margin < 0:
+            raise BadRowError(
+                f"field 'margin' is {shortened(margin)}; how much better chosen is, a number of at least 0, is needed: "
+                "correct or remove the field"
+            )
+        return float(margin), 0.0
+    if len(margin) != 2 or not all(map(_is_finite, margin)) or margin[0] < margin[1]:
         raise BadRowError(
-            f"field 'margin' is {shortened(margin)}; how much better chosen is, a number of at least 0, is needed: "
-            "correct or remove the field"
+            f"field 'margin' is {shortened(margin)}; scores of chosen and rejected, two numbers of which the second is "
+            "not above the first, are needed: correct them, or data.format.margin_field"
         )
-    return float(margin), 0.0
+    return float(margin[0]), float(margin[1])
 
 
 def read_strengths(row: Row, responses: Sequence[Any]) -> tuple[float, ...] | None:

@@ -13,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from reward.config import LabelledTextFormat, PairsFormat, PreferenceFormat
+from reward.config import LabelledTextFormat, PairsFormat, PreferenceFormat, RankingsFormat
+from reward.dialogues import read_transcript, split_dialogues
 from reward.encoding import prompt_renderer
+from reward.format_fields import read_optional, read_required
 from reward.label_strength import read_margin, read_strengths, read_weight, read_win_probability
 from reward.row_fields import (
     BadRowError,
@@ -24,12 +26,12 @@ from reward.row_fields import (
     Row,
     RowReader,
     is_list,
-    is_messages,
-    read_field,
+    is_present,
     read_groups,
-    read_prompt,
     read_response,
+    render_prompt_field,
     shortened,
+    value_at,
 )
 
 
@@ -113,23 +115,28 @@ def comparisons_from_rows(
         labelled = reader.read(rows, lambda row, _: read_labelled_text(row, format))
         comparisons = compare_labelled_texts(labelled, group_size=format.pairs_per_text, source=source, seed=seed)
     elif isinstance(format, PairsFormat):
-        comparisons = reader.read(rows, lambda row, place: _read_pair(row, place, render))
+        comparisons = reader.read(rows, lambda row, place: _read_pair(row, place, format, render))
     else:
-        comparisons = reader.read(rows, lambda row, place: _read_ranking(row, place, render))
+        comparisons = reader.read(rows, lambda row, place: _read_ranking(row, place, format, render))
     return ComparisonSet(comparisons, reader.skipped)
 
 
 def read_labelled_text(row: Row, format: LabelledTextFormat) -> tuple[str, bool]:
-    """(text, is preferred) of a row with a text and a 0/1 label.
+    """(text, is preferred) of a row with a text and a label.
 
     Raises:
-        BadRowError: a field is missing, the text is empty or the label is neither 0 nor 1.
+        BadRowError: a field is missing, the text is empty or the label is none of the format's.
     """
-    text = read_response(read_field(row, format.text_field), format.text_field)
-    label = read_field(row, format.label_field)
-    if label not in (0, 1, "0", "1"):
-        raise BadRowError(f"field {format.label_field!r} is {shortened(label)}; 0 or 1 is allowed: correct it")
-    return text, int(label) == 1
+    text = read_response(read_required(row, format, "text"), format.text_field)
+    label = read_required(row, format, "label")
+    name = str(int(label) if isinstance(label, bool) else label)
+    chosen, rejected = (tuple(map(str, labels)) for labels in (format.chosen_labels, format.rejected_labels))
+    if name not in (*chosen, *rejected):
+        raise BadRowError(
+            f"field {format.label_field!r} is {shortened(label)}; {' or '.join((*rejected, *chosen))} is allowed: "
+            "correct it, or name it in data.format.chosen_labels or rejected_labels"
+        )
+    return text, name in chosen
 
 
 def compare_labelled_texts(
@@ -162,60 +169,50 @@ def compare_labelled_texts(
     return comparisons
 
 
-def _read_pair(row: Row, place: str, render: RenderPrompt) -> Comparison:
-    chosen, rejected = read_field(row, "chosen"), read_field(row, "rejected")
-    if row.get("prompt") is not None:
-        prompt = read_prompt(row, render)
-    elif isinstance(chosen, str):
-        prompt = ""
-    else:
-        shared, chosen, rejected = _split_common_turns(chosen, rejected)
-        prompt = render(shared) if shared else ""
-    responses = (read_response(chosen, "chosen"), read_response(rejected, "rejected"))
-    if responses[0] == responses[1]:
-        raise BadRowError("fields 'chosen' and 'rejected' are identical; they must differ: correct or remove the row")
+def _read_pair(row: Row, place: str, format: PairsFormat, render: RenderPrompt) -> Comparison:
+    names = (format.chosen_field, format.rejected_field)
+    written = [read_required(row, format, name) for name in ("chosen", "rejected")]
+    if written[0] == written[1]:
+        raise BadRowError(
+            f"fields {names[0]!r} and {names[1]!r} are identical; they must differ: correct or remove the row"
+        )
+    if format.turns is not None:
+        written = [read_transcript(text, name, format.turns) for name, text in zip(names, written, strict=True)]
+    prompt, written = split_dialogues(read_optional(row, format, "prompt"), dict(zip(names, written, strict=True)))
+    chosen, rejected = (read_response(answer, name) for name, answer in zip(names, written, strict=True))
+    if chosen == rejected:
+        raise BadRowError(
+            f"fields {names[0]!r} and {names[1]!r} are identical; they must differ: correct or remove the row"
+        )
     return Comparison(
-        prompt,
-        responses,
+        "" if prompt is None else render_prompt_field(prompt, render),
+        (chosen, rejected),
         ((0,), (1,)),
         place,
-        origin=_read_origin(row),
+        origin=_read_origin(row, format),
         weight=read_weight(row),
-        strengths=read_margin(row),
+        strengths=read_margin(read_optional(row, format, "margin")),
         win_probability=read_win_probability(row),
     )
 
 
-def _split_common_turns(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Two whole conversations -> the turns they share, and the rest of each."""
-    for name, messages in (("chosen", chosen), ("rejected", rejected)):
-        if not is_messages(messages):
-            raise BadRowError(
-                f"field {name!r} is {shortened(messages)}; text or a list of messages is needed: rewrite it"
-            )
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
-
-
-def _read_ranking(row: Row, place: str, render: RenderPrompt) -> Comparison:
-    written = read_field(row, "responses")
+def _read_ranking(row: Row, place: str, format: RankingsFormat, render: RenderPrompt) -> Comparison:
+    written = read_required(row, format, "responses")
     if not is_list(written) or len(written) < 2:
         raise BadRowError(f"field 'responses' is {shortened(written)}; a list of at least 2 is needed: add responses")
     texts = tuple(
-        read_response(item["text"] if isinstance(item, Mapping) and "text" in item else item, f"responses[{index}]")
+        read_response(_text_of(item, format), f"responses[{index}]")
         for index, item in enumerate(cast(Sequence[Any], written))
     )
-    ranking = read_groups(read_field(row, "ranking"), len(texts))
+    ranking = read_groups(read_required(row, format, "ranking"), len(texts))
     if len(ranking) < 2:
         raise BadRowError("field 'ranking' ties all responses, which says nothing; at least 2 groups are needed")
     comparison = Comparison(
-        read_prompt(row, render),
+        render_prompt_field(read_required(row, format, "prompt"), render),
         texts,
         ranking,
         place,
-        origin=_read_origin(row),
+        origin=_read_origin(row, format),
         weight=read_weight(row),
         strengths=read_strengths(row, written),
     )
@@ -225,7 +222,13 @@ def _read_ranking(row: Row, place: str, render: RenderPrompt) -> Comparison:
     return comparison
 
 
-def _read_origin(row: Row) -> str | None:
+def _read_origin(row: Row, format: PairsFormat | RankingsFormat) -> str | None:
     """Where a row says that it came from: the text or number of its optional column `source`."""
-    source = row.get("source")
+    source = read_optional(row, format, "source")
     return str(source) if isinstance(source, str | int) and str(source).strip() else None
+
+
+def _text_of(item: Any, format: RankingsFormat) -> Any:
+    """What an object with text says; texts and messages as they are."""
+    is_object = isinstance(item, Mapping) and is_present(item, format.text_field)
+    return value_at(item, format.text_field) if is_object else item

@@ -70,25 +70,83 @@ class RowReader:
             raise ValueError(f"{self.source}: no usable row ({len(self.skipped)} bad rows{first}); check the file")
 
 
-def read_field(row: Row, name: str) -> Any:
-    """The value of a field.
+def read_field(row: Row, path: str) -> Any:
+    """The value of a field, at a name or dotted path (see `value_at`).
 
     Raises:
         BadRowError: it is missing or null.
     """
-    value = row.get(name)
+    if not is_present(row, path):
+        raise BadRowError(f"{describe_missing(row, path)}: add it")
+    value = value_at(row, path)
     if value is None:
-        raise BadRowError(f"field {name!r} is missing (the row has {', '.join(map(repr, row)) or 'no fields'}): add it")
+        raise BadRowError(f"field {path!r} is null: fill it")
     return value
 
 
+def value_at(row: Row, path: str) -> Any:
+    """What stands at a path: the column of that name, else step by step into objects (by key) and lists (by number).
+
+    Raises:
+        LookupError: nothing stands there.
+    """
+    if path in row:
+        return row[path]
+    value: Any = row
+    for step in path.split("."):
+        value = _enter(value, step)
+    return value
+
+
+def is_present(row: Row, path: str) -> bool:
+    """Whether something stands at a path, be it null."""
+    try:
+        value_at(row, path)
+    except LookupError:
+        return False
+    return True
+
+
+def describe_missing(row: Row, path: str) -> str:
+    """That nothing stands at `path`, and what stands beside it."""
+    value: Any = row
+    place, steps = "the row", path.split(".")
+    for count, step in enumerate(steps[:-1], start=1):
+        try:
+            value = _enter(value, step)
+        except LookupError:
+            break
+        place = repr(".".join(steps[:count]))
+    if isinstance(value, Mapping):
+        found = ", ".join(map(repr, value)) or "no fields"
+    else:
+        found = f"{len(value)} items" if is_list(value) else shortened(value)
+    return f"field {path!r} is missing ({place} has {found})"
+
+
+def _enter(value: Any, step: str) -> Any:
+    if isinstance(value, Mapping):
+        return value[step]
+    if is_list(value) and step.lstrip("-").isdigit():
+        return value[int(step)]
+    raise LookupError(step)
+
+
 def read_prompt(row: Row, render: RenderPrompt) -> str:
-    """The rendered prompt.
+    """The rendered field `prompt`.
 
     Raises:
         BadRowError: it is missing, neither text nor messages, or the chat template refuses it.
     """
-    prompt = read_field(row, "prompt")
+    return render_prompt_field(read_field(row, "prompt"), render)
+
+
+def render_prompt_field(prompt: Any, render: RenderPrompt) -> str:
+    """A prompt as it stands in a row, rendered.
+
+    Raises:
+        BadRowError: it is neither text nor messages, or the chat template refuses it.
+    """
     if not isinstance(prompt, str) and not (prompt and is_messages(prompt)):
         raise BadRowError(
             f"field 'prompt' is {shortened(prompt)}; allowed are text, or a list of messages with text in 'role' and "
@@ -106,11 +164,12 @@ def read_response(response: Any, name: str, *, may_be_empty: bool = False) -> st
     Raises:
         BadRowError: it is neither, or it is empty and may not be.
     """
-    if is_messages(response) and len(response) == 1:
-        response = response[0]["content"]
+    message = response[0] if is_list(response) and len(response) == 1 else response
+    if is_messages([message]):
+        response = message["content"]
     if not isinstance(response, str):
         raise BadRowError(
-            f"field {name!r} is {shortened(response)}; allowed are text, or a list of one message: rewrite it"
+            f"field {name!r} is {shortened(response)}; allowed are text, or one message, alone or in a list: rewrite it"
         )
     if not response.strip() and not may_be_empty:
         raise BadRowError(f"field {name!r} is empty; a response needs text: fill it or remove the row")

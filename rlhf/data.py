@@ -143,7 +143,8 @@ def _stream_json(path: Path, format_name: str) -> Iterator[Row]:
     """JSON Lines, or for `.json` also one list of objects, which is read whole."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     # Only "\n" ends a line: JSON strings may hold the other separators that `str.splitlines` cuts at.
-    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+    # The mark that some editors put in front of UTF-8 is no part of the text.
+    with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
         if format_name == "json":
             text = cast(str, file.read())
             if text.lstrip().startswith("["):
@@ -159,7 +160,10 @@ def _parse_line(line: str, number: int) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is not valid JSON: {error.msg} at column {error.colno}") from error
+        raise ValueError(
+            f"line {number} is not valid JSON: {error.msg} at column {error.colno}; one object a line is allowed, or "
+            "in .json one list of objects"
+        ) from error
     return _require_object(row, f"line {number}")
 
 

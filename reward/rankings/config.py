@@ -5,9 +5,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from policies.config import StrictModel
+from reward.format_fields import FieldPath, FieldPaths
 
 
-class ScoredFormat(StrictModel):
+class _ResponsesFormat(StrictModel):
+    prompt_field: FieldPath = "prompt"
+    """Column of the prompt, or a dotted path into one, such as `info.post` or `turns.0.content`; so for all fields."""
+    responses_field: FieldPaths = "responses"
+    """Column of the list of responses, or a list of columns, one for each."""
+    text_field: FieldPath = "text"
+    """Key of the text where responses are objects."""
+    model_field: FieldPath = "model"
+    """Key of the model where responses are objects, else a column; may be absent."""
+
+
+class ScoredFormat(_ResponsesFormat):
     """Rows hold scored responses.
 
     Either `prompt` and `responses`: objects with `text` and the score (and `model`), or texts beside a list `scores`.
@@ -17,16 +29,22 @@ class ScoredFormat(StrictModel):
 
     kind: Literal["scored"] = "scored"
     """Tag of this variant."""
-    score_field: str = "score"
-    """Column, or key of a response, with the score; higher is better."""
-    rater_field: str | None = None
+    response_field: FieldPath = "response"
+    """Column of the response where rows hold one."""
+    score_field: FieldPath = "score"
+    """Column, or key of a response, with the score, a number."""
+    scores_field: FieldPaths = "scores"
+    """Column of the list of scores beside texts, or a list of columns, one for each response."""
+    best_score: Literal["highest", "lowest"] = "highest"
+    """Which scores are good; `lowest` for ranks that count from the best."""
+    rater_field: FieldPath | None = None
     """Column with who scored; null where nobody is named. With raters, each one's scores become that one's ranking, so
     that their scales need not agree, and strengths are fitted to the rankings."""
     tie_margin: float = Field(default=0.0, ge=0)
     """Responses whose score is at most this far below the best of their group tie with it, in units of the score."""
 
 
-class VotesFormat(StrictModel):
+class VotesFormat(_ResponsesFormat):
     """Rows hold `prompt`, `responses` (texts, or objects with `text` and `model`), and votes of raters on them.
 
     Votes are a list `votes`, or one vote stands in the row itself. A vote has either `ranking` (groups of indices, best
@@ -36,22 +54,43 @@ class VotesFormat(StrictModel):
 
     kind: Literal["votes"] = "votes"
     """Tag of this variant."""
-    rater_field: str | None = "rater"
+    votes_field: FieldPath = "votes"
+    """Column of the list of votes; may be absent, then the row is one vote."""
+    ranking_field: FieldPath = "ranking"
+    """Key of a vote with a ranking."""
+    choice_field: FieldPath = "choice"
+    """Key of a vote with the one preferred response."""
+    choices: dict[str | int, int | Literal["tie"]] = {}
+    """What the values of `choice` stand for where they are no indices: `{left: 0, right: 1, equal: tie}`."""
+    rater_field: FieldPath | None = "rater"
     """Key of a vote with who voted; null where nobody is named."""
 
 
 class BattlesFormat(StrictModel):
     """Rows hold `model_a`, `model_b` and `winner`: `model_a`, `model_b` or `tie`, as arenas log them.
 
-    With `prompt`, `response_a` and `response_b` the rows also become rankings or pairs of responses.
+    With `prompt`, `response_a` and `response_b` the rows also become rankings or pairs of responses. Whole dialogues
+    with the same first turns need no `prompt`.
     """
 
     kind: Literal["battles"] = "battles"
     """Tag of this variant."""
-    rater_field: str | None = None
+    rater_field: FieldPath | None = None
     """Column with who voted; null where nobody is named."""
-    prompt_field: str = "prompt"
+    prompt_field: FieldPath = "prompt"
     """Column with the prompt, or with an id of the question where the log keeps no texts; may be absent."""
+    model_a_field: FieldPath = "model_a"
+    """Column of the first model's name."""
+    model_b_field: FieldPath = "model_b"
+    """Column of the second model's name."""
+    response_a_field: FieldPath = "response_a"
+    """Column of the first model's response; may be absent."""
+    response_b_field: FieldPath = "response_b"
+    """Column of the second model's response; may be absent."""
+    winner_field: FieldPath = "winner"
+    """Column of the outcome."""
+    outcomes: dict[str | int, Literal["model_a", "model_b", "tie"]] = {}
+    """What further values of `winner` stand for: `{left: model_a, right: model_b}`."""
 
 
 RankingsInput = Annotated[ScoredFormat | VotesFormat | BattlesFormat, Field(discriminator="kind")]

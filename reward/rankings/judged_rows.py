@@ -7,8 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from reward.format_fields import read_optional, read_required
+from reward.rankings.config import BattlesFormat, ScoredFormat, VotesFormat
 from reward.rankings.judgements import Judgement
-from reward.row_fields import BadRowError, Ranking, Row, is_list, read_field, read_prompt, read_response, shortened
+from reward.row_fields import (
+    BadRowError,
+    Ranking,
+    Row,
+    is_list,
+    read_field,
+    read_response,
+    render_prompt_field,
+    shortened,
+)
 
 JudgedText = tuple[str | None, str | None]
 """(text, model), each None where the row has none."""
@@ -57,29 +68,30 @@ class JudgedRow:
     key: str | None = None
 
 
-def read_written_prompt(row: Row) -> object:
+def read_written_prompt(row: Row, format: ScoredFormat | VotesFormat) -> object:
     """The prompt as written, text or messages.
 
     Raises:
         BadRowError: it is missing or neither.
     """
-    read_prompt(row, lambda _: "")
-    return row["prompt"]
+    prompt = read_required(row, format, "prompt")
+    render_prompt_field(prompt, lambda _: "")
+    return prompt
 
 
-def read_responses(row: Row) -> tuple[JudgedText, ...]:
-    """The texts and models of `responses`.
+def read_responses(row: Row, format: ScoredFormat | VotesFormat) -> tuple[JudgedText, ...]:
+    """The texts and models of the responses.
 
     Raises:
         BadRowError: there are fewer than two, one has no text, or two cannot be told apart.
     """
-    written = read_field(row, "responses")
+    written = read_required(row, format, "responses")
     if not is_list(written) or len(written) < 2:
         count = f", K = {len(written)}" if is_list(written) else ""
         raise BadRowError(
             f"field 'responses' is {shortened(written)}{count}; a list of at least 2 can be ranked: add responses"
         )
-    found = tuple(_read_judged_text(item, index) for index, item in enumerate(cast(Sequence[Any], written)))
+    found = tuple(_read_judged_text(item, index, format) for index, item in enumerate(cast(Sequence[Any], written)))
     for index, response in enumerate(found):
         first = found.index(response)
         if first != index:
@@ -104,21 +116,24 @@ def read_rater(row: Row, field: str | None) -> str | None:
     return str(rater)
 
 
-def read_model(row: Row, field: str) -> str | None:
+def read_model(row: Row, format: ScoredFormat | VotesFormat | BattlesFormat, name: str = "model") -> str | None:
     """The name of a model; None where the row has none.
 
     Raises:
         BadRowError: it is not text, or empty.
     """
-    model = row.get(field)
+    model = read_optional(row, format, name)
     if model is not None and not (isinstance(model, str) and model.strip()):
-        raise BadRowError(f"field {field!r} is {shortened(model)}; a model's name is text: correct it")
+        raise BadRowError(f"field {name!r} is {shortened(model)}; a model's name is text: correct it")
     return model
 
 
-def _read_judged_text(item: Any, index: int) -> JudgedText:
+def _read_judged_text(item: Any, index: int, format: ScoredFormat | VotesFormat) -> JudgedText:
     name = f"responses[{index}]"
-    if isinstance(item, Mapping):
-        fields = cast(Row, item)
-        return read_response(read_field(fields, "text"), f"{name}.text"), read_model(fields, "model")
-    return read_response(item, name), None
+    if not isinstance(item, Mapping):
+        return read_response(item, name), None
+    fields = cast(Row, item)
+    try:
+        return read_response(read_required(fields, format, "text"), format.text_field), read_model(fields, format)
+    except BadRowError as error:
+        raise BadRowError(f"{name}: {error}") from error

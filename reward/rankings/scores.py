@@ -8,8 +8,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+from reward.format_fields import read_optional, read_required
 from reward.rankings.config import ScoredFormat
 from reward.rankings.judged_rows import (
     JudgedRow,
@@ -21,7 +22,7 @@ from reward.rankings.judged_rows import (
     read_written_prompt,
 )
 from reward.rankings.judgements import order_of
-from reward.row_fields import BadRowError, Row, RowReader, is_list, read_field, read_response, shortened
+from reward.row_fields import BadRowError, Row, RowReader, is_list, read_response, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,19 @@ def read_scores(row: Row, place: str, format: ScoredFormat) -> ScoredRow:
     Raises:
         BadRowError: a field is missing or wrong, or a score is not finite.
     """
-    prompt, rater = read_written_prompt(row), read_rater(row, format.rater_field)
-    if row.get("responses") is None:
-        text = read_response(read_field(row, "response"), "response")
-        score = _read_score(read_field(row, format.score_field), format.score_field)
-        return ScoredRow(prompt, ((text, read_model(row, "model")),), (score,), rater, place)
-    return ScoredRow(prompt, read_responses(row), _read_list(row, format), rater, place)
+    prompt, rater = read_written_prompt(row, format), read_rater(row, format.rater_field)
+    written = read_optional(row, format, "responses")
+    if written is not None:
+        return ScoredRow(prompt, read_responses(row, format), _read_list(row, written, format), rater, place)
+    if read_optional(row, format, "response") is None:
+        raise BadRowError(
+            f"fields {format.responses_field!r} and {format.response_field!r} are missing (the row has "
+            f"{', '.join(map(repr, row))}): add one, or set data.format.responses_field (several responses a row) or "
+            "response_field (one a row) to the column that holds it"
+        )
+    text = read_response(read_required(row, format, "response"), format.response_field)
+    score = _read_score(read_required(row, format, "score"), format.score_field, format)
+    return ScoredRow(prompt, ((text, read_model(row, format)),), (score,), rater, place)
 
 
 def compare_scores(rows: Sequence[ScoredRow], reader: RowReader, *, tie_margin: float) -> list[JudgedRow]:
@@ -103,24 +111,28 @@ def _vote(rater: str | None, scores: Mapping[int, Sequence[float]], tie_margin: 
     return RowVote(order_of(means, tie_margin=tie_margin), rater).over(places)
 
 
-def _read_list(row: Row, format: ScoredFormat) -> tuple[float, ...]:
+def _read_list(row: Row, written: Sequence[Any], format: ScoredFormat) -> tuple[float, ...]:
     """The scores inside `responses`, or the list `scores` beside it."""
-    written = cast(Sequence[Any], row["responses"])
     if all(isinstance(item, Mapping) for item in written):
         return tuple(
-            _read_score(read_field(item, format.score_field), f"responses[{index}].{format.score_field}")
+            _read_score(read_required(item, format, "score"), f"responses[{index}].{format.score_field}", format)
             for index, item in enumerate(written)
         )
-    scores = read_field(row, "scores")
+    scores = read_required(row, format, "scores")
     if not is_list(scores) or len(scores) != len(written):
         raise BadRowError(
             f"field 'scores' is {shortened(scores)}; a list of {len(written)} numbers is needed, one a response: "
             "correct it"
         )
-    return tuple(_read_score(score, f"scores[{index}]") for index, score in enumerate(scores))
+    return tuple(_read_score(score, f"scores[{index}]", format) for index, score in enumerate(scores))
 
 
-def _read_score(score: Any, name: str) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise BadRowError(f"field {name!r} is {shortened(score)}; a score is a finite number: correct or remove it")
-    return float(score)
+def _read_score(written: Any, name: str, format: ScoredFormat) -> float:
+    """A score, the higher the better. CSV files with empty cells, and some judges, write numbers as text."""
+    try:
+        score = math.nan if isinstance(written, bool) else float(written)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise BadRowError(f"field {name!r} is {shortened(written)}; a score is a finite number: correct or remove it")
+    return score if format.best_score == "highest" else -score

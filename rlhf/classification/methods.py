@@ -25,7 +25,7 @@ from rlhf.classification.method_table import MethodRow, method_rows, summary_of
 from rlhf.config import ClassifyConfig, MethodsConfig
 from rlhf.config.methods import ComparedMethod
 from rlhf.reports.page import write_report
-from rlhf.runtime.run_folder import RunFiles, open_run, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, open_run
 from rlhf.runtime.saved_config import let_grow, refuse_changed_config
 
 RunOne = Callable[[ClassifyConfig, bool], None]
@@ -54,8 +54,6 @@ def compare(config: MethodsConfig, *, resume: bool, run_one: RunOne) -> list[Met
     runs = {(method.name, seed): sub_run(config, method, seed) for method in config.methods for seed in config.seeds}
     if resume:
         let_grow(RunFiles(config.run_dir).config_path, config.model_dump(mode="json"), _MAY_GROW)
-    else:
-        refuse_existing_run(config.run_dir)
     with open_run(config.run_dir, config, resume=resume) as folder:
         for classify in runs.values():
             _finish(classify, run_one)

@@ -32,7 +32,6 @@ from rlhf.reports.page import write_report
 from rlhf.runtime.json_lines import write_objects
 from rlhf.runtime.kept_checkpoints import KeptCheckpoints
 from rlhf.runtime.memory import peak_memory_mib
-from rlhf.runtime.run_folder import refuse_existing_run
 from rlhf.runtime.training_run import TrainingRun, open_training_run
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -46,8 +45,6 @@ def run(config: ClassifyConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    if not resume:
-        refuse_existing_run(config.run_dir)
     data = read_labelled(config.data, config.labels, seed=config.seed)
     backbone = load_backbone(config.model)
     model = build_model(config, backbone, data)

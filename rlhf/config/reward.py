@@ -14,7 +14,7 @@ class RewardDataConfig(DataConfig):
     """Comparisons, and the texts whose mean score becomes 0."""
 
     format: PreferenceFormat = PairsFormat()
-    """Shape of the rows."""
+    """Shape of the rows; `rlhf rankings` makes rankings or pairs of scored responses, votes and battles."""
     normalize: str | None = None
     """Rows with `prompt` and `completion` (demonstrations or SFT outputs) whose mean score becomes 0.
 

@@ -13,7 +13,6 @@ from rlhf.distillation.rewards import RewardLesson
 from rlhf.reports.closing import print_closing
 from rlhf.reports.page import write_report
 from rlhf.reports.training import generic_training_page
-from rlhf.runtime.run_folder import refuse_existing_run
 from rlhf.runtime.training_run import open_training_run
 
 
@@ -24,8 +23,6 @@ def run(config: DistillConfig, *, resume: bool) -> None:
         ValueError: what the user can fix, before the run folder is made.
         NonFiniteLossError: training stopped; the state before the bad step is saved.
     """
-    if not resume:
-        refuse_existing_run(config.run_dir)
     lesson = build_lesson(config)
     with open_training_run(config, resume=resume, stage="distill", total_steps=sum(config.phase_steps)) as run:
         distillation = Distillation(config, lesson, run)

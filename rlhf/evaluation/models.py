@@ -15,7 +15,7 @@ from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import ModelConfig
 from policies.loading import load_backbone, policy_adapter
-from policies.sequences import TokenIds, evaluate_in_micro_batches
+from policies.sequences import TokenIds
 from rlhf.text_stream import perplexity
 from rollout.config import SamplingConfig
 from rollout.engines import build_generator
@@ -100,14 +100,7 @@ class LoadedModel:
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """(R,) log-probs of given continuations at temperature 1, nats."""
-        return evaluate_in_micro_batches(
-            lambda batch: self._policy.logprobs(batch).logprobs,
-            prompts,
-            responses,
-            token_budget=_MICRO_BATCH_TOKENS,
-            pad_id=self._backbone.pad_id,
-            device=self._backbone.device,
-        )
+        return self._policy.response_logprobs(prompts, responses, token_budget=_MICRO_BATCH_TOKENS)
 
     def perplexity(self, texts: Sequence[str]) -> float | None:
         """Perplexity of held-out texts; None without any."""

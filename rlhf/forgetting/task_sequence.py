@@ -21,7 +21,7 @@ from rlhf.forgetting.matrices import Known, WayRow, summary_of, way_row
 from rlhf.forgetting.page import forgetting_page, print_table
 from rlhf.reports.page import write_report
 from rlhf.runtime import json_lines
-from rlhf.runtime.run_folder import RunFiles, open_run, refuse_existing_run
+from rlhf.runtime.run_folder import RunFiles, open_run
 from rlhf.runtime.saved_config import let_grow, refuse_changed_config
 from rlhf.stage_chain import StageChain
 from rlhf.stage_progress import StageProgress
@@ -39,8 +39,6 @@ def run(config: ForgettingConfig, *, resume: bool) -> None:
     Raises:
         ValueError: what the user can fix.
     """
-    if not resume:
-        refuse_existing_run(config.run_dir)
     sequence = TaskSequence(config)
     if resume:
         let_grow(RunFiles(config.run_dir).config_path, config.model_dump(mode="json"), _MAY_GROW)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.loading import REFERENCE_ADAPTER, load_backbone, prepare_policy
-from policies.sequences import TokenIds, evaluate_in_micro_batches
+from policies.sequences import TokenIds
 from policies.tokenization import encode_completion, encode_prompt
 from reward.encoding import require_length
 from reward.preferences import Comparison, comparisons_from_rows
@@ -146,17 +146,9 @@ def sequence_logprobs(
         responses: S arrays of ids.
         token_budget: Tokens of one forward pass; changes memory and speed only.
     """
-    backbone = policy.backbone
-    with reduced_precision(backbone.device, torch.bfloat16 if trains_in_bfloat16(backbone.device) else torch.float32):
-        rows = evaluate_in_micro_batches(
-            lambda batch: policy.logprobs(batch).logprobs,
-            prompts,
-            responses,
-            token_budget=token_budget,
-            pad_id=backbone.pad_id,
-            device=backbone.device,
-            counts_padding=not backbone.packs_rows,
-        )
+    device = policy.backbone.device
+    with reduced_precision(device, torch.bfloat16 if trains_in_bfloat16(device) else torch.float32):
+        rows = policy.response_logprobs(prompts, responses, token_budget=token_budget)
     return np.array([row.sum(dtype=np.float64) for row in rows])
 
 

@@ -1,21 +1,21 @@
 """PPO and PPO-ptx: the driver's loop over rollout, reward, reference and learner.
 
 Owns the order of things, and what is logged and saved. The roles compute (`rlhf.roles`), wherever their placement puts
-them; the formulas stand in `rlhf.algorithms`.
+them; the formulas stand in `rlhf.algorithms`, what is averaged for the log in `ppo_measures`.
 """
 
 import logging
 import math
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from reward.interface import RewardOutput, RewardRequest, Scores
+from reward.interface import RewardOutput, RewardRequest
 from rlhf.algorithms.kl import AdaptiveKlController, FixedKlController, KlController
 from rlhf.config import AdaptiveKl, KlConfig, PpoConfig
 from rlhf.experience import build_experience
@@ -31,6 +31,13 @@ from rlhf.runtime.run_folder import RunFolder, refuse_existing_run
 from rlhf.runtime.training_run import open_training_run
 from rlhf.runtime.training_state import TrainingState, with_owner
 from rlhf.trainers.ppo_inputs import PpoInputs
+from rlhf.trainers.ppo_measures import (
+    component_measures,
+    mean_of_scored,
+    rollout_measures,
+    start_and_end,
+    warn_of_unscored,
+)
 from rlhf.trainers.ppo_samples import JudgedBatch
 from rollout.buffer import Rollout, RolloutBuffer
 from rollout.prompts import PromptStream
@@ -146,7 +153,9 @@ class PpoTrainer:
         with self._timed("sync"):
             self._version += 1
             metrics = {**rollout.metrics} | metrics | self._publish(batch)
-        return metrics | _component_means(reward) | self._rollout_metrics(batch)
+        self._episodes += len(batch)
+        self._tokens += sum(len(completion.token_ids) for completion in batch.completions)
+        return metrics | component_measures(reward) | rollout_measures(batch, newest_version=self._version - 1)
 
     def restore(self, state: TrainingState) -> None:
         """Continues from a checkpoint: learner, streams, controller and counters.
@@ -232,7 +241,7 @@ class PpoTrainer:
         reference = self._roles.ask_reference_logprobs(prompts, responses)
         values = self._roles.learner.call("values", prompts, responses) if self._config.has_critic else None
         reward = scores()
-        _warn_of_unscored(reward)
+        warn_of_unscored(reward)
         return reward, reference(), [] if values is None else values.result(self._roles.timeout_seconds)
 
     def _after_step(self, metrics: Metrics) -> None:
@@ -283,28 +292,13 @@ class PpoTrainer:
             fixed = JudgedBatch(batch, requests, scores(), reference())
             of_the_step = [] if self._judged is None else self._judged.worst_and_longest()
             self._metrics.log_samples(self._steps_done, fixed.rows("fixed") + of_the_step)
-            metrics["eval/score"] = _mean_of_scored(fixed.reward.scores)
+            metrics["eval/score"] = mean_of_scored(fixed.reward.scores)
         if self._inputs.held_out_texts:
             perplexity = self._roles.learn("perplexity", self._inputs.held_out_texts)
             self._start_perplexity = self._start_perplexity or perplexity
             metrics["eval/pretrain_perplexity"] = perplexity
             metrics["eval/alignment_tax"] = math.log(perplexity / self._start_perplexity)
         return metrics
-
-    def _rollout_metrics(self, batch: RolloutBatch) -> Metrics:
-        lengths = [len(completion.token_ids) for completion in batch.completions]
-        truncated = float(np.mean([completion.is_truncated for completion in batch.completions]))
-        versions = [completion.policy_version for completion in batch.completions]
-        self._episodes += len(batch)
-        self._tokens += sum(lengths)
-        return {
-            "rollout/response_length_mean": float(np.mean(lengths)),
-            "rollout/response_length_max": float(max(lengths)),
-            "rollout/truncated_rate": truncated,
-            "rollout/eos_rate": 1.0 - truncated,
-            "rollout/policy_version": float(min(versions)),
-            "rollout/policy_age": float(self._version - 1 - np.mean(versions)),
-        }
 
     @property
     def _episodes_per_step(self) -> int:
@@ -337,31 +331,11 @@ class PpoTrainer:
         self._saved_step = self._steps_done
 
     def _summary(self) -> dict[str, Any]:
-        """First and last steps beside each other.
-
-        The mean score at the start and at the end, in the start's standard deviations.
-        """
-        rows = cast(list[dict[str, Any]], self._folder.read_metrics())
-        window = max(1, min(10, len(rows) // 4))
-        first, last = rows[0], rows[-1]
-
-        def mean(column: str, part: list[dict[str, Any]]) -> float:
-            return float(np.mean([row[column] for row in part]))
-
-        start, end = mean("objective/scores", rows[:window]), mean("objective/scores", rows[-window:])
         return {
             "steps": self._steps_done,
             "episodes": self._episodes,
-            "score_start": start,
-            "score_end": end,
-            "score_std_start": first["objective/scores_std"],
-            "score_rise_in_start_stds": (end - start) / max(float(first["objective/scores_std"]), 1e-9),
-            "kl": mean("objective/kl", rows[-window:]),
-            "averaged_steps": window,
-            "pretrain_ppl": last.get("eval/pretrain_perplexity"),
-            "alignment_tax": last.get("eval/alignment_tax"),
+            **start_and_end(self._folder.read_metrics()),
             "skipped_rows": len(self._inputs.skipped),
-            "seconds": float(sum(row["time/step"] for row in rows)),
             **self._checkpoints.summary(),
         }
 
@@ -377,28 +351,3 @@ def kl_controller(config: KlConfig) -> KlController:
     if isinstance(config, AdaptiveKl):
         return AdaptiveKlController(config.coefficient, target=config.target, horizon=config.horizon)
     return FixedKlController(config.coefficient)
-
-
-def _component_means(reward: RewardOutput) -> Metrics:
-    means = {f"reward/{name}": _mean_of_scored(scores) for name, scores in reward.components.items()}
-    # A component with a slash is no score of its own, but says something about another one's.
-    failed = {
-        f"reward/{name}/failed": float(np.count_nonzero(~np.isfinite(scores)))
-        for name, scores in reward.components.items()
-        if "/" not in name
-    }
-    return means | failed
-
-
-def _warn_of_unscored(reward: RewardOutput) -> None:
-    """Says how many responses are dropped, and the most frequent reasons."""
-    if reward.failures:
-        reasons = Counter(failure.reason for failure in reward.failures).most_common(3)
-        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
-        logger.warning("%d of %d responses got no score: %s", len(reward.failures), len(reward.scores), listed)
-
-
-def _mean_of_scored(scores: Scores) -> float:
-    """Mean over what got a score; NaN where nothing did."""
-    scored = scores[np.isfinite(scores)]
-    return float(scored.mean()) if scored.size else math.nan

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from policies.loading import load_backbone, prepare_policy
-from policies.sequences import evaluate_in_micro_batches
 from rlhf.config import SftConfig
 from rlhf.config.retention import EwcRetention, ReplayRetention, Retention
 from rlhf.conversations import Example, Row, examples_from_rows
@@ -238,14 +237,10 @@ class SftRun:
 
     def _logprobs(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
         """Of the learned tokens of each example."""
-        backbone = self._inputs.backbone
-        return evaluate_in_micro_batches(
-            lambda batch: self._tuned.policy.logprobs(batch).logprobs,
+        return self._tuned.policy.response_logprobs(
             [example.token_ids[~example.loss_mask] for example in examples],
             [example.token_ids[example.loss_mask] for example in examples],
             token_budget=self._config.micro_batch_examples * self._config.max_tokens,
-            pad_id=backbone.pad_id,
-            device=backbone.device,
         )
 
     def restore(self, state: TrainingState) -> None:

@@ -12,6 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from rlhf.process_environment import prepare_environment
+
+if __name__ == "__main__":
+    # Before the libraries below read it, as the command line does.
+    prepare_environment()
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -21,7 +27,6 @@ from policies.config import FullTuning, LoraTuning, ModelConfig
 from reward.model import RewardModel
 from reward.normalization import IDENTITY
 from rlhf.config import PpoConfig
-from rlhf.process_environment import prepare_environment
 from rlhf.runtime.run_folder import RunFiles
 from rlhf.trainers import ppo
 
@@ -102,7 +107,6 @@ def write_workload(folder: Path, case: Case, shape: Shape, steps: int, changes: 
 
 
 def run_workload(folder: Path, *, threads: int) -> None:
-    prepare_environment()
     torch.set_num_threads(threads)
     config = PpoConfig.model_validate(json.loads((folder / "ppo.json").read_text(encoding="utf-8")))
     shape = Shape(**json.loads((folder / "shape.json").read_text(encoding="utf-8")))

@@ -7,7 +7,6 @@ import torch
 
 from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.sequences import evaluate_in_micro_batches
 from tests.benchmarks.machine_limits import matmul_flops, memory_bandwidth
 from tests.benchmarks.rollout_contenders import Sampled
 from tests.benchmarks.rollout_workload import (
@@ -46,13 +45,7 @@ def largest_logprob_error(backbone: Backbone, kind: str, sampled: Sampled) -> fl
     if sampled.logprobs is None:
         return None
     policy = CausalPolicy(backbone, adapter=None, temperature=1.0)
-    expected = evaluate_in_micro_batches(
-        lambda batch: policy.logprobs(batch).logprobs,
-        [prompt.token_ids for prompt in prompts(kind)],
-        sampled.responses,
-        token_budget=2048,
-        pad_id=backbone.pad_id,
-        device=backbone.device,
-    )
+    asked = [prompt.token_ids for prompt in prompts(kind)]
+    expected = policy.response_logprobs(asked, sampled.responses, token_budget=2048)
     pairs = zip(sampled.logprobs, expected, strict=True)
     return max(float(np.abs(received - learners).max()) for received, learners in pairs)

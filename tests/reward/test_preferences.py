@@ -106,11 +106,11 @@ LABELLED = {"text": "good", "label": 1}
     ("format", "row", "message"),
     [
         (PairsFormat(), {"prompt": "p", "rejected": "b"}, "field 'chosen' is missing"),
-        (PairsFormat(), PAIR | {"rejected": None}, "field 'rejected' is missing"),
+        (PairsFormat(), PAIR | {"rejected": None}, "field 'rejected' is null"),
         (PairsFormat(), PAIR | {"rejected": "a"}, "identical"),
         (PairsFormat(), PAIR | {"chosen": " \n"}, "field 'chosen' is empty"),
         (PairsFormat(), PAIR | {"chosen": 3}, "field 'chosen' is 3"),
-        (PairsFormat(), PAIR | {"chosen": answer("a") * 2}, "a list of one message"),
+        (PairsFormat(), PAIR | {"chosen": answer("a") * 2}, "field 'rejected' is 'b', but 'chosen' holds a dialogue"),
         (PairsFormat(), PAIR | {"prompt": [{"role": "user"}]}, "field 'prompt'"),
         (PairsFormat(), PAIR | {"margin": float("nan")}, "field 'margin' is nan"),
         (RankingsFormat(), RANKED | {"weight": -1}, "field 'weight' is -1"),

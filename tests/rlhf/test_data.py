@@ -29,6 +29,12 @@ def test_gzipped_json_lines_give_the_same_rows(tmp_path: Path, jsonl: Path) -> N
     assert load_rows(str(path)) == ROWS
 
 
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("\r\n".join(json.dumps(row) for row in ROWS).encode("utf-8-sig"))
+    assert load_rows(str(path)) == ROWS
+
+
 def test_a_json_list_gives_the_same_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS, indent=2))
@@ -96,7 +102,7 @@ def test_a_missing_file_names_field_value_and_what_is_allowed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
+        ('{"a": 1}\n{"a": \n', "line 2 is not valid JSON: .*; one object a line is allowed, or in .json one list"),
         ('{"a": 1}\n[1, 2]\n', "line 2 is a list; only objects"),
         ("", "no rows"),
         ("\n\n", "no rows"),

@@ -12,7 +12,6 @@ from policies.backbone import Backbone
 from policies.causal import CausalPolicy
 from policies.config import FullTuning, LoraTuning, ModelConfig
 from policies.loading import POLICY_ADAPTER, load_backbone, prepare_policy
-from policies.sequences import evaluate_in_micro_batches
 from rollout.config import HfEngineConfig, SamplingConfig, VllmEngineConfig
 from rollout.generation import Generator, repeat_prompts
 from rollout.hf_engine import HfGenerator
@@ -66,13 +65,10 @@ def sample(generator: Generator, *, step: int = 4) -> list[Completion]:
 def learner_logprobs(backbone: Backbone, completions: list[Completion], adapter: str | None) -> list[PerToken]:
     policy = CausalPolicy(backbone, adapter=adapter, temperature=SAMPLING.temperature)
     prompts, _ = repeat_prompts(PROMPTS, 2)
-    return evaluate_in_micro_batches(
-        lambda batch: policy.logprobs(batch).logprobs,
+    return policy.response_logprobs(
         [prompt.token_ids for prompt in prompts],
         [completion.token_ids for completion in completions],
         token_budget=4096,
-        pad_id=backbone.pad_id,
-        device=backbone.device,
     )
 
 

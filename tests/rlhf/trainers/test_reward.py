@@ -20,7 +20,8 @@ from rlhf.config import RewardConfig
 from rlhf.optimization import NonFiniteLossError
 from rlhf.runtime.metrics import MetricLogger
 from rlhf.runtime.run_folder import RunFiles, RunFolder
-from rlhf.trainers.reward import ComparisonOrder, RewardInputs, RewardTrainer, run
+from rlhf.trainers.reward import RewardTrainer, run
+from rlhf.trainers.reward_inputs import ComparisonOrder, RewardInputs
 from tests import rank_tasks
 from tests.rank_processes import RankProcesses
 

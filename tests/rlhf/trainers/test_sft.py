@@ -27,7 +27,7 @@ from rlhf.trainers import sft
 from rlhf.trainers.sft import run
 from rlhf.trainers.trl_sft import share_of_steps, train_with_trl
 from tests import rank_tasks
-from tests.interrupted_runs import column, require_bitwise_resume
+from tests.interrupted_runs import column, require_bitwise_resume, trained_weights
 from tests.rank_processes import RankProcesses
 
 ROWS = [
@@ -275,16 +275,11 @@ def test_two_ranks_train_the_model_of_one_and_resume_it(configure: Any, tuning: 
         ranks.run(rank_tasks.finetune, two.model_dump(mode="json"), resume=False)
         for key in ("loss/train", "eval/loss", "policy/grad_norm", "progress/tokens"):
             assert column(two, key) == pytest.approx(column(one, key), rel=1e-4)
-        trained, expected = (final_weights(config) for config in (two, one))
+        trained, expected = (trained_weights(config) for config in (two, one))
         assert all(torch.allclose(trained[name], expected[name], atol=1e-5) for name in expected)
         shutil.rmtree(Path(two.run_dir) / "checkpoints" / "step-00000006")
         ranks.run(rank_tasks.finetune, two.model_dump(mode="json"), resume=True)
-        resumed = final_weights(two)
+        resumed = trained_weights(two)
         assert all(torch.equal(resumed[name], trained[name]) for name in trained)
     finally:
         ranks.close()
-
-
-def final_weights(config: SftConfig) -> dict[str, torch.Tensor]:
-    (file,) = (Path(config.run_dir) / "model").glob("*model.safetensors")
-    return load_file(file)
