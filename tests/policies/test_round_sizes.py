@@ -1,6 +1,7 @@
 """Unlike batches are computed in few different sizes, and the numbers of their tokens do not show it."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_logprobs_and_gradients_are_those_of_each_row_alone(dtype: torch.dtype, 
     backbone = backbone_of("llama")
     backbone.adapters.add("policy", LoraTuning(rank=2), seed=0)
     randomize(backbone.adapters, "policy", seed=0)
-    backbone.model.to(dtype)
+    cast(Any, backbone.model).to(dtype)
     policy = CausalPolicy(backbone, adapter="policy", temperature=0.7)
     _, parameters = zip(*policy.trainable(), strict=True)
     batch = ragged(9, 34)
