@@ -56,7 +56,7 @@ def test_activations_of_five_tokens() -> None:
     assert kept(adapter_rank=0) == 5 * (2 * 46 + 8) * 4
     assert kept(is_checkpointed=True) == 5 * (2 * 4 + 67 + 8) * 4
     # A probability for each of 2 heads and 5 tokens.
-    assert kept(probabilities=True, bytes_per_number=2) == 5 * (2 * 83 + 8) * 2
+    assert kept(probabilities=True, bytes_per_number=2) == 5 * (2 * 77 + 8) * 2
 
 
 def test_mixed_precision_keeps_the_residual_stream_in_float32() -> None:
