@@ -1,9 +1,8 @@
 """The MLP of the Llama family under gradients, with a quarter less memory for the backward pass.
 
-Owns one third-party quirk: of down(silu(gate) * up) autograd keeps silu(gate) beside gate, up and their product, and
-makes it and its gradients in passes over whole tensors; the projections to gate and up are computed one by one. Here
-silu(gate) is computed again, in pieces that stay in the cache, and the projections share what they can
-(`policies.lora_linear`). Remove this file when transformers' layers do (transformers 5.23).
+Owns one third-party quirk: of down(silu(gate) * up) autograd keeps silu(gate) beside gate, up and their product.
+Here it is computed again for the backward pass, in pieces that stay in the cache. Remove this file when transformers'
+layers do (transformers 5.23).
 """
 
 from functools import cache
@@ -18,8 +17,6 @@ from transformers.models.mistral.modeling_mistral import MistralMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
-from policies.lora_linear import joint_products
-
 _KINDS = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
 """Exact types, because a subclass may compute something else."""
 _NUMBERS_AT_A_TIME = 2**18
@@ -28,7 +25,7 @@ _NUMBERS_AT_A_TIME = 2**18
 def use_fast_mlps(model: nn.Module) -> None:
     """Gives the MLPs of `model` that are of a known kind the passes with gradients of this file.
 
-    Outputs stay bit-equal, under a LoRA adapter up to rounding; passes without gradients are left as they are.
+    Outputs stay bit-equal; passes without gradients are left as they are.
     """
     for layer in model.modules():
         if type(layer) in _KINDS and type(layer.act_fn) in (nn.SiLU, SiLUActivation):
@@ -49,8 +46,7 @@ class _FastForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x)
-        gate, up = joint_products(x, (self.gate_proj, self.up_proj))
-        return self.down_proj(_Gated.apply(gate, up))
+        return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class _Gated(torch.autograd.Function):
