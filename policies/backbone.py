@@ -26,7 +26,6 @@ from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet
 from policies.base_identity import base_parameters, copy_exactly
 from policies.final_layer import computed_only_at, final_parts
-from policies.gated_mlp import use_fast_mlps
 from policies.logprobs import before_response, response_states
 from policies.packed_attention import PACKED, PackedRows, UnsupportedAttentionError, attention
 from policies.quantization import quantization_of
@@ -66,7 +65,6 @@ class Backbone:
         self.model = model.eval().requires_grad_(requires_grad=False)
         use_fast_norms(model)
         use_fast_attention(model)
-        use_fast_mlps(model)
         self.tokenizer = tokenizer
         self.adapters = AdapterSet(model, tokenizer)
         self.device = model.device

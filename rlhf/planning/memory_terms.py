@@ -82,12 +82,12 @@ def activation_bytes(
     """What a forward pass over `tokens` keeps for the backward pass.
 
     A layer keeps the inputs and outputs of both norms (4 D), queries, keys, values and the mixed values, and of a gated
-    MLP both branches and their product (3 I; 2 I without gate); an adapter r numbers for each linear
+    MLP both branches, the activated one and their product (4 I; 2 I without gate); an adapter r numbers for each linear
     layer. Plain attention in bfloat16 keeps a probability for each head and earlier token. The last norm keeps 2 D.
     With checkpointing every layer keeps its input (D), and one layer at a time has the rest.
     """
     attention = 2 * shape.query_width + 2 * shape.key_value_width
-    mlp = (3 if shape.is_gated else 2) * shape.intermediate
+    mlp = (4 if shape.is_gated else 2) * shape.intermediate
     adapters = adapter_rank * len(shape.linears) // shape.layers
     layer = 4 * shape.hidden + attention + mlp + adapters
     layer += shape.query_heads * sequence_tokens if probabilities else 0
@@ -103,7 +103,7 @@ def mixed_activation_bytes(shape: ModelShape, tokens: int, *, adapter_rank: int)
     """
     branches = 2 if shape.is_gated else 1
     attention = 2 * shape.query_width + 2 * shape.key_value_width
-    mlp = (3 if shape.is_gated else 2) * shape.intermediate
+    mlp = (4 if shape.is_gated else 2) * shape.intermediate
     adapters = adapter_rank * len(shape.linears) // shape.layers
     layer = 2 * shape.hidden * FLOAT32 + 2 * ((3 + branches) * shape.hidden + attention + mlp + adapters)
     return tokens * (shape.layers * layer + shape.hidden * (FLOAT32 + 2))

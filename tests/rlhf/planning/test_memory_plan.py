@@ -51,18 +51,18 @@ def test_activations_of_five_tokens() -> None:
         }
         return memory_terms.activation_bytes(SHAPE, 5, **settings | changes)
 
-    # 16 around the norms, 8 + 4 of attention, 18 of the MLP, 21 of the adapters in each layer; 8 around the last norm.
-    assert kept() == 5 * (2 * 67 + 8) * 4
-    assert kept(adapter_rank=0) == 5 * (2 * 46 + 8) * 4
-    assert kept(is_checkpointed=True) == 5 * (2 * 4 + 67 + 8) * 4
+    # 16 around the norms, 8 + 4 of attention, 24 of the MLP, 21 of the adapters in each layer; 8 around the last norm.
+    assert kept() == 5 * (2 * 73 + 8) * 4
+    assert kept(adapter_rank=0) == 5 * (2 * 52 + 8) * 4
+    assert kept(is_checkpointed=True) == 5 * (2 * 4 + 73 + 8) * 4
     # A probability for each of 2 heads and 5 tokens.
-    assert kept(probabilities=True, bytes_per_number=2) == 5 * (2 * 77 + 8) * 2
+    assert kept(probabilities=True, bytes_per_number=2) == 5 * (2 * 83 + 8) * 2
 
 
 def test_mixed_precision_keeps_the_residual_stream_in_float32() -> None:
-    # A layer: 2 * 4 float32; 5 * 4 + 12 + 18 + 21 in bfloat16. Last norm: 4 of both.
+    # A layer: 2 * 4 float32; 5 * 4 + 12 + 24 + 21 in bfloat16. Last norm: 4 of both.
     kept = memory_terms.mixed_activation_bytes(SHAPE, 5, adapter_rank=3)
-    assert kept == 5 * (2 * (8 * 4 + 71 * 2) + 4 * 6)
+    assert kept == 5 * (2 * (8 * 4 + 77 * 2) + 4 * 6)
 
 
 def test_a_tile_of_logits_has_all_its_columns_and_copies_of_those_in_use() -> None:
