@@ -83,18 +83,21 @@ def test_with_the_last_weights_all_held_out_comparisons_are_reported(settings):
 
 
 def test_the_kept_weights_are_those_of_the_best_evaluation_and_are_reported_on_the_other_half(settings, tmp_path):
-    ruinous = {"learning_rate": 0.3, "schedule": "constant", "max_grad_norm": 1e9}
-    summary = trained(settings, weights="lowest_loss", epochs=2, optimizer=ruinous, eval_every_steps=2)
+    # Held-out people prefer the opposite, so the more is learned, the worse.
+    opposite = [row | {"ranking": [[0, 2], [1]]} for row in rows(10, start=100)]
+    settings["data"]["eval"] = write_rows(tmp_path / "opposite.jsonl", opposite)
+    optimizer = {"learning_rate": 3e-3, "schedule": "constant"}
+    summary = trained(settings, weights="lowest_loss", epochs=2, optimizer=optimizer, eval_every_steps=2)
 
     selection = summary["selection"]
     losses: dict[Any, Any] = {
         row["step"]: row["rm/eval_loss"] for row in RunFiles(tmp_path / "run").read_metrics() if "rm/eval_loss" in row
     }
     best: Any = min(losses, key=losses.__getitem__)
-    assert best < 6
+    assert best == 2
     assert (selection["kept_step"], summary["weights"]) == (best, f"step {best}")
     assert (selection["chooses"], selection["reports"], summary["comparisons"]) == (5, 5, 5)
-    short = trained(settings, weights="last", run_dir=str(tmp_path / "short"), epochs=2 * best / 6, optimizer=ruinous)
+    short = trained(settings, weights="last", run_dir=str(tmp_path / "short"), epochs=2 * best / 6, optimizer=optimizer)
     assert short["steps"] == best
     assert saved_weights(tmp_path / "short") == saved_weights(tmp_path / "run")
 
