@@ -38,14 +38,10 @@ PROCESS_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     # oneDNN keeps 1024 kernels, over half a MiB each, one for every size of a matrix product. A pass needs 50.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
-    # What a thread frees is there for all others. By default each has a pool of its own, which takes no block beyond
-    # 64 MiB and hands most of what is freed back: with two lanes (rollout/lanes.py) 20,000 to 30,000 fresh pages in
-    # every rollout (30M parameters), instead of a few thousand in the first ones and then hardly any.
-    "MALLOC_ARENA_MAX": "1",
 }
 
-_MALLOPT_PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_ARENA_MAX": -8}
-"""Numbers of the settings in glibc's malloc.h."""
+_MALLOPT_PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+"""Numbers of the two settings in glibc's malloc.h."""
 
 
 def prepare_environment(environment: MutableMapping[str, str] = os.environ) -> None:
