@@ -466,10 +466,10 @@ def test_a_process_keeps_few_kernels_of_the_processors_library(monkeypatch: pyte
         "from rlhf.process_environment import prepare_environment\nprepare_environment()\n"
         "import torch\nweight = torch.ones(64, 64, dtype=torch.bfloat16)\n"
         "for _ in range(2):\n"
-        "    for rows in range(1, 201): torch.ones(rows, 64, dtype=torch.bfloat16) @ weight"
+        "    for rows in range(1, 701): torch.ones(rows, 64, dtype=torch.bfloat16) @ weight"
     )
     output = run_python(code, ONEDNN_VERBOSE="profile_create").stdout
     if "cache_miss" not in output:
         pytest.skip("torch multiplies without oneDNN here")
-    # With room for all 200 sizes, the second round would make none.
+    # With room for all 700 sizes, the second round would make none.
     assert output.count("create:cache_miss") > 300
