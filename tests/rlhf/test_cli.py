@@ -472,4 +472,4 @@ def test_a_process_keeps_few_kernels_of_the_processors_library(monkeypatch: pyte
     if "cache_miss" not in output:
         pytest.skip("torch multiplies without oneDNN here")
     # With room for all 700 sizes, the second round would make none.
-    assert output.count("create:cache_miss") > 300
+    assert output.count("create:cache_miss") > 1000
