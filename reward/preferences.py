@@ -4,6 +4,7 @@ Owns what a row of each format must hold, and how labelled texts become comparis
 one are `reward.row_fields`, token ids are `reward.preference_batch`.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from reward.config import LabelledTextFormat, PairsFormat, PreferenceFormat, RankingsFormat
-from reward.dialogues import read_transcript, split_dialogues
+from reward.dialogues import TurnMarks, read_transcript, split_dialogues
 from reward.encoding import prompt_renderer
 from reward.format_fields import read_optional, read_required
 from reward.label_strength import read_margin, read_strengths, read_weight, read_win_probability
@@ -33,6 +34,8 @@ from reward.row_fields import (
     shortened,
     value_at,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,8 @@ def comparisons_from_rows(
         comparisons = compare_labelled_texts(labelled, group_size=format.pairs_per_text, source=source, seed=seed)
     elif isinstance(format, PairsFormat):
         comparisons = reader.read(rows, lambda row, place: _read_pair(row, place, format, render))
+        if format.turns is None:
+            _hint_at_transcripts(comparisons[0])
     else:
         comparisons = reader.read(rows, lambda row, place: _read_ranking(row, place, format, render))
     return ComparisonSet(comparisons, reader.skipped)
@@ -194,6 +199,17 @@ def _read_pair(row: Row, place: str, format: PairsFormat, render: RenderPrompt) 
         strengths=read_margin(read_optional(row, format, "margin")),
         win_probability=read_win_probability(row),
     )
+
+
+def _hint_at_transcripts(first: Comparison) -> None:
+    marks = TurnMarks()
+    if not first.prompt and all(text.startswith(marks.user) for text in first.responses):
+        logger.warning(
+            "%s: both texts begin with %r and are read as they are, without a prompt; if the rows hold transcripts of "
+            "dialogues, set data.format.turns={}",
+            first.source,
+            marks.user,
+        )
 
 
 def _read_ranking(row: Row, place: str, format: RankingsFormat, render: RenderPrompt) -> Comparison:

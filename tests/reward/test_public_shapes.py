@@ -233,3 +233,16 @@ def test_labels_in_words_say_which_texts_are_preferred(tiny_tokenizer):
     assert {comparison.responses[1] for comparison in found} == {"y", "w"}
     with pytest.raises(ValueError, match=r"field 'mood' is 'bad'; -1 or good or fine is allowed"):
         comparisons_from_rows([{"sentence": "x", "mood": "bad"}], format, tokenizer=tiny_tokenizer, source="csv")
+
+
+def test_transcripts_that_are_read_as_texts_are_hinted_at(tiny_tokenizer, caplog):
+    format, row = PAIRS["hh-rlhf"]
+    comparisons_from_rows([row], PairsFormat(), tokenizer=tiny_tokenizer, source="hh.jsonl")
+    assert "hh.jsonl, row 0: both texts begin with" in caplog.text
+    assert "set data.format.turns={}" in caplog.text
+    caplog.clear()
+    comparisons_from_rows([row], format, tokenizer=tiny_tokenizer, source="hh.jsonl")
+    comparisons_from_rows(
+        [PAIRS["rewardbench"][1] | {"prompt": "q"}], PairsFormat(), tokenizer=tiny_tokenizer, source="x"
+    )
+    assert not caplog.text
