@@ -67,9 +67,7 @@ def assert_alike(one: Outcome, others: Sequence[Outcome], *, tolerance: float = 
         for expected, actual in zip(one.metrics, other.metrics, strict=True):
             assert expected.keys() == actual.keys()
             for name in expected.keys() - METRICS_OF_ONE_PROCESS:
-                # A quotient of two numbers may be off by what both are.
-                relative = 2 * tolerance if name.endswith("_ratio") else tolerance
-                assert actual[name] == pytest.approx(expected[name], rel=relative, abs=tolerance), name
+                assert actual[name] == pytest.approx(expected[name], rel=tolerance, abs=tolerance), name
         for expected, actual in ((one.values, other.values), (one.logprobs, other.logprobs)):
             np.testing.assert_allclose(np.concatenate(actual), np.concatenate(expected), atol=tolerance)
         assert other.perplexity == pytest.approx(one.perplexity, rel=tolerance)
