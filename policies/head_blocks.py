@@ -16,7 +16,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def to_blocks(states: Tensor, rows: PackedRows, *, groups: int = 1, rotation: Rotation | None = None) -> Tensor:
-    """(N, heads * groups, size) tokens -> (heads * M, groups * T, size), 0 at padding, turned on the way.
+    """(N, heads * groups, size) tokens -> (heads * M, groups * W, size), 0 at padding, turned on the way.
 
     Query heads that share a key-value head, `groups` of them, are rows of one product.
     """
@@ -25,7 +25,7 @@ def to_blocks(states: Tensor, rows: PackedRows, *, groups: int = 1, rotation: Ro
 
 
 def from_blocks(blocks: Tensor, rows: PackedRows, *, groups: int = 1) -> Tensor:
-    """(heads * M, groups * T, size) -> (N, heads * groups, size)."""
+    """(heads * M, groups * W, size) -> (N, heads * groups, size)."""
     return cast(Tensor, _FromBlocks.apply(blocks, rows, groups))
 
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from policies.backbone import Backbone
 from policies.causal import CausalPolicy
-from policies.sequences import evaluate_in_micro_batches
 from rollout.types import PerToken, TokenIds
 
 _CANARY_TOKENS = 8192
-"""Padded tokens of one forward pass over given sequences."""
+"""Tokens of one forward pass over given sequences."""
 
 
 class SampledPolicy:
@@ -50,14 +49,7 @@ class SampledPolicy:
 
     def logprobs(self, prompts: Sequence[TokenIds], responses: Sequence[TokenIds]) -> list[PerToken]:
         """Log-probabilities (R,) in nats of given responses at the sampling temperature, by a plain forward pass."""
-        return evaluate_in_micro_batches(
-            lambda batch: self._policy.logprobs(batch).logprobs,
-            prompts,
-            responses,
-            token_budget=_CANARY_TOKENS,
-            pad_id=self._backbone.pad_id,
-            device=self._backbone.device,
-        )
+        return self._policy.response_logprobs(prompts, responses, token_budget=_CANARY_TOKENS)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
