@@ -76,6 +76,12 @@ def computed_only_at(tokens: Tensor) -> Iterator[None]:
         _READING.reset(before)
 
 
+def tokens_read_by(part: nn.Module) -> Tensor | None:
+    """(S,) places of the tokens that a part which follows readers computes in this context; None where it is all."""
+    reading = _READING.get()
+    return None if reading is None or _select not in part._forward_pre_hooks.values() else reading.tokens
+
+
 def _select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
     reading = _READING.get()
     if reading is None:

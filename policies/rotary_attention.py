@@ -17,11 +17,12 @@ from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from policies.attention import trains_faster_unfused
+from policies.final_layer import tokens_read_by
 from policies.lora_linear import joint_products
 from policies.packed_attention import causal_products
 from policies.packed_rows import PackedRows
 from policies.shared_prefix import SharedPrefixBatch
-from policies.shared_prefix_attention import shared_prefix_products
+from policies.shared_prefix_attention import last_token_products, shared_prefix_products
 
 _KINDS = (LlamaAttention, MistralAttention, Qwen2Attention)
 """Exact types: others normalise queries, rotate a part of them, or attend to a window."""
@@ -52,7 +53,7 @@ class _FastForward(nn.Module):
     scaling: float
 
     def forward(self, hidden_states: Tensor, **settings: Any) -> tuple[Tensor, Tensor | None]:
-        products = _products(settings.get("packing"), hidden_states)
+        products = _products(settings.get("packing"), hidden_states, tokens_read_by(self.q_proj))
         if products is None:
             return super().forward(hidden_states, **settings)
         # Once for all three: autocast would do it for each.
@@ -69,12 +70,13 @@ class _FastForward(nn.Module):
         return self.o_proj(output.flatten(1)[None]), None
 
 
-def _products(packing: object, hidden_states: Tensor) -> Callable[..., Tensor] | None:
-    """The attention of a layout, where plain products are the fastest."""
+def _products(packing: object, hidden_states: Tensor, read: Tensor | None) -> Callable[..., Tensor] | None:
+    """The attention of a layout, where plain products are the fastest; of the tokens that are read, or more."""
     if isinstance(packing, PackedRows):
         longest, products = packing.width, partial(causal_products, rows=packing)
     elif isinstance(packing, SharedPrefixBatch):
-        longest, products = packing.longest, partial(shared_prefix_products, batch=packing)
+        of_layout = last_token_products if read is packing.last_index else shared_prefix_products
+        longest, products = packing.longest, partial(of_layout, batch=packing)
     else:
         return None
     return products if trains_faster_unfused(hidden_states.device, _precision(hidden_states), longest) else None

@@ -22,6 +22,8 @@ from policies.packed_rows import PackedRows
 from policies.plain_attention import plain_attention
 from policies.shared_prefix import SharedPrefixBatch
 
+_Blocks = tuple[Tensor, Tensor]
+"""Keys and values, in blocks of the same shape."""
 _NAME = "rlhf_shared_prefix"
 _FOREIGN_OPTIONS = ("sliding_window", "softcap", "s_aux", "position_bias")
 
@@ -105,24 +107,53 @@ def shared_prefix_products(
         (L, query heads, head size).
     """
     groups = query.shape[1] // key.shape[1]
-    (of_prefix, of_rest), keys, values = (states.split(batch.parts) for states in (query, key, value))
+    of_prefix, of_rest = query.split(batch.parts)
     turn_of_prefix, turn_of_rest = _of_parts(rotation, batch)
+    of_prefixes, of_rests = _keys_and_values(key, value, rotation, batch)
     outputs: list[Tensor] = []
-    earlier: tuple[Tensor, Tensor] | None = None
-    if len(of_prefix):
+    if of_prefixes is not None:
         rows = batch.prefixes
         blocks = to_blocks(of_prefix, rows, groups=groups, rotation=turn_of_prefix)
-        earlier = to_blocks(keys[0], rows, rotation=turn_of_prefix), to_blocks(values[0], rows)
         future = torch.full((1, rows.width, rows.width), -torch.inf, dtype=query.dtype).triu(diagonal=1)
-        attended = plain_attention(blocks, *earlier, future.repeat(1, groups, 1), scale=scale)
+        attended = plain_attention(blocks, *of_prefixes, future.repeat(1, groups, 1), scale=scale)
         outputs.append(from_blocks(attended, rows, groups=groups))
-        earlier = _before_each(earlier[0], batch), _before_each(earlier[1], batch)
     rows = batch.rests
     blocks = to_blocks(of_rest, rows, groups=groups, rotation=turn_of_rest)
-    own = to_blocks(keys[1], rows, rotation=turn_of_rest), to_blocks(values[1], rows)
     mask = batch.rest_mask(query.dtype).repeat(1, groups, 1)
-    outputs.append(from_blocks(plain_attention(blocks, *own, mask, scale=scale, earlier=earlier), rows, groups=groups))
-    return torch.cat(outputs)
+    attended = plain_attention(blocks, *of_rests, mask, scale=scale, earlier=_before_each(of_prefixes, batch))
+    return torch.cat([*outputs, from_blocks(attended, rows, groups=groups)])
+
+
+def last_token_products(
+    query: Tensor, key: Tensor, value: Tensor, *, rotation: Rotation | None, batch: SharedPrefixBatch, scale: float
+) -> Tensor:
+    """`shared_prefix_products` for the last token of each sequence, and 0 for all others: what a final layer needs."""
+    groups, last = query.shape[1] // key.shape[1], batch.last_index
+    of_prefixes, of_rests = _keys_and_values(key, value, rotation, batch)
+    alone = PackedRows(len(last), 1, 1, None, None)
+    turn = None if rotation is None else (rotation[0][last], rotation[1][last])
+    blocks = to_blocks(query.index_select(0, last), alone, groups=groups, rotation=turn)
+    mask = batch.last_mask(query.dtype).expand(-1, groups, -1)
+    attended = plain_attention(blocks, *of_rests, mask, scale=scale, earlier=_before_each(of_prefixes, batch))
+    return torch.zeros_like(query).index_copy(0, last, from_blocks(attended, alone, groups=groups))
+
+
+def _keys_and_values(
+    key: Tensor, value: Tensor, rotation: Rotation | None, batch: SharedPrefixBatch
+) -> tuple[_Blocks | None, _Blocks]:
+    """Those of the prefixes, if there are any, and those of the rests, in blocks."""
+    blocks = [
+        (to_blocks(keys, rows, rotation=turn), to_blocks(values, rows)) if len(keys) else None
+        for keys, values, rows, turn in zip(
+            key.split(batch.parts),
+            value.split(batch.parts),
+            (batch.prefixes, batch.rests),
+            _of_parts(rotation, batch),
+            strict=True,
+        )
+    ]
+    assert blocks[1] is not None, "every sequence has a token of its own"
+    return blocks[0], blocks[1]
 
 
 def _of_parts(rotation: Rotation | None, batch: SharedPrefixBatch) -> tuple[Rotation | None, Rotation | None]:
@@ -132,12 +163,15 @@ def _of_parts(rotation: Rotation | None, batch: SharedPrefixBatch) -> tuple[Rota
     return (prefix_cos, prefix_sin), (rest_cos, rest_sin)
 
 
-def _before_each(prefixes: Tensor, batch: SharedPrefixBatch) -> Tensor:
-    """(heads * G, P, d): one for all rests of a group, or, where groups differ in size, (heads * S, P, d)."""
-    if batch.group_size is not None:
+def _before_each(prefixes: _Blocks | None, batch: SharedPrefixBatch) -> _Blocks | None:
+    """(heads * G, P, d) keys and values: one for all rests of a group, or, where groups differ in size, for each."""
+    if prefixes is None or batch.group_size is not None:
         return prefixes
-    by_group = prefixes.unflatten(0, (-1, batch.prefixes.rows))
-    return by_group.index_select(1, batch.group_of_sequence).flatten(0, 1)
+    keys, values = (
+        states.unflatten(0, (-1, batch.prefixes.rows)).index_select(1, batch.group_of_sequence).flatten(0, 1)
+        for states in prefixes
+    )
+    return keys, values
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, batch: SharedPrefixBatch, scale: float) -> Tensor:

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from policies.attention import UnsupportedAttentionError
+from policies.final_layer import computed_only_at, final_parts, follow_readers
+from policies.rotary_attention import use_fast_attention
 from policies.shared_prefix import pack_groups
-from policies.shared_prefix_attention import shared_prefix_attention, supports_shared_prefix
+from policies.shared_prefix_attention import (
+    last_token_products,
+    shared_prefix_attention,
+    shared_prefix_products,
+    supports_shared_prefix,
+)
 from tests.tiny_models import build_model
 
 RNG = np.random.default_rng(0)
@@ -28,7 +35,10 @@ SUPPORTED = ("llama", "gpt2", "qwen3", "gpt_neox")
 
 
 def packed_states(body, groups):
-    batch = pack_groups(groups)
+    return packed_states_of(body, pack_groups(groups))
+
+
+def packed_states_of(body, batch):
     with shared_prefix_attention(body):
         layout = {"position_ids": batch.position_ids, "packing": batch}
         hidden = body(input_ids=batch.input_ids, use_cache=False, **layout).last_hidden_state
@@ -107,6 +117,56 @@ def test_plain_and_fused_attention_in_bfloat16_agree(groups, monkeypatch):
     torch.testing.assert_close(fused, unfused, rtol=0.05, atol=0.1)
     for name, gradient in unfused_gradients.items():
         assert (fused_gradients[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize(
+    "groups", [GROUPS, EVEN, LONG, WITHOUT_PREFIX], ids=["ragged", "even", "long", "without_prefix"]
+)
+def test_the_last_tokens_alone_attend_as_among_all_others(groups):
+    batch = pack_groups(groups)
+    generator = torch.Generator().manual_seed(1)
+    count, last = sum(batch.parts), batch.last_index
+    angles = torch.rand(count, 8, generator=generator).repeat(1, 2)
+    # Four heads of queries on two of keys and values.
+    states = [torch.randn(count, heads, 16, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    weights = torch.randn(len(last), 4, 16, generator=generator)
+
+    def of_last(products):
+        output = products(*states, rotation=(angles.cos(), angles.sin()), batch=batch, scale=0.25)
+        gradients = torch.autograd.grad((output[last] * weights).sum(), states)
+        return output.detach(), gradients
+
+    (expected, of_expected), (received, of_received) = of_last(shared_prefix_products), of_last(last_token_products)
+
+    torch.testing.assert_close(received[last], expected[last])
+    assert (received.abs().sum((1, 2)) > 0).nonzero().squeeze(1).tolist() == sorted(last.tolist())
+    torch.testing.assert_close(of_received, of_expected)
+
+
+def test_a_final_layer_whose_last_tokens_are_read_computes_their_attention_alone(monkeypatch):
+    body = build_model("llama", 300).base_model
+    use_fast_attention(body)
+    follow_readers(final_parts(body))
+    batch = pack_groups(GROUPS)
+    seen = []
+
+    def observed(*states, **settings):
+        seen.append(len(states[0]))
+        return last_token_products(*states, **settings)
+
+    def states_and_gradients(read):
+        with torch.autocast("cpu", dtype=torch.bfloat16), computed_only_at(read):
+            states = packed_states_of(body, batch).float()
+        return states, gradients(body, states)
+
+    monkeypatch.setattr("policies.rotary_attention.last_token_products", observed)
+    states, of_states = states_and_gradients(batch.last_index)
+    expected, of_expected = states_and_gradients(torch.arange(sum(batch.parts)))
+
+    assert seen == [sum(batch.parts)]
+    torch.testing.assert_close(states, expected, rtol=0.05, atol=0.05)
+    for name, gradient in of_expected.items():
+        assert (of_states[name] - gradient).norm() < 0.05 * gradient.norm() + 1e-3, name
 
 
 def test_a_layer_that_loses_the_layout_is_refused():
