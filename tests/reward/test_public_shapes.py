@@ -104,6 +104,11 @@ JUDGED = {
         {"question": {"full_text": "q"}, "answer_0": "a", "score_0": -0.5, "answer_1": "b", "score_1": 0.5},
         BEST_LAST,
     ),
+    "arena, a column for each winner": (
+        ScoredFormat(responses_field=("response_a", "response_b"), scores_field=("winner_model_a", "winner_model_b")),
+        {"prompt": "q", "response_a": "a", "response_b": "b", "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+        BEST_LAST,
+    ),
     "nectar": (
         ScoredFormat(responses_field="answers", text_field="answer", score_field="rank", best_score="lowest"),
         {"prompt": "q", "answers": [{"answer": "a", "rank": 1.0}, {"answer": "b", "rank": 2.0}]},
