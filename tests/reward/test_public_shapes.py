@@ -106,7 +106,7 @@ JUDGED = {
     ),
     "arena, a column for each winner": (
         ScoredFormat(responses_field=("response_a", "response_b"), scores_field=("winner_model_a", "winner_model_b")),
-        {"prompt": "q", "response_a": "a", "response_b": "b", "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+        {"prompt": "q", "response_a": "a", "response_b": "b", "winner_model_a": 0, "winner_model_b": 1},
         BEST_LAST,
     ),
     "nectar": (
