@@ -1,4 +1,4 @@
-"""Which attention implementation computes fastest, and a switch between them.
+"""Which attention implementation computes fastest, and the switch between them.
 
 Owns the measured threshold, and the error of layers that the functions of this project cannot serve
 (`policies.packed_attention`, `policies.shared_prefix_attention`).
@@ -6,7 +6,6 @@ Owns the measured threshold, and the error of layers that the functions of this 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -27,16 +26,18 @@ def trains_faster_unfused(device: torch.device, dtype: torch.dtype, tokens: int)
 
 @contextmanager
 def attention_implementation(model: PreTrainedModel, name: str | None) -> Iterator[None]:
-    """In this context the model attends with the implementation of this name, if it lets itself be told.
+    """In this context the layers of the model attend by the function of this name, if they let themselves be told.
 
     None keeps its own.
     """
-    usual: Any = model.config._attn_implementation
-    if name is None or name == usual or not model._can_set_attn_implementation():
+    if name is None or not model._can_set_attn_implementation():
         yield
         return
-    model.set_attn_implementation(name)
+    # Where layers look it up; `set_attn_implementation` would search all submodules for more at every pass.
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        config._attn_implementation = before

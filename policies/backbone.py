@@ -24,11 +24,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policies.activation_checkpointing import checkpointed_layers, checkpointing
 from policies.adapters import AdapterSet
-from policies.attention import UnsupportedAttentionError
+from policies.attention import UnsupportedAttentionError, attention_implementation
 from policies.base_identity import base_parameters, copy_exactly
 from policies.final_layer import computed_only_at, final_parts, follow_readers
 from policies.logprobs import before_response, response_states
-from policies.packed_attention import PACKED, attention
+from policies.packed_attention import PACKED
 from policies.packed_rows import PackedRows
 from policies.quantization import quantization_of
 from policies.rms_norm import use_fast_norms
@@ -284,12 +284,12 @@ class Backbone:
 
     @contextmanager
     def _as_now(self, adapter: str | None, implementation: str, reading: Context) -> Iterator[None]:
-        with self.adapters.use(adapter), attention(self.model, implementation), reading():
+        with self.adapters.use(adapter), attention_implementation(self.model, implementation), reading():
             yield
 
     def _packed_states(self, input_ids: Tensor, rows: PackedRows, reading: Context = nullcontext) -> Tensor:
         ids, positions = rows.pack(input_ids), rows.pack(_positions(input_ids))
-        with attention(self.model, PACKED), reading(), self._checkpointing(reading):
+        with attention_implementation(self.model, PACKED), reading(), self._checkpointing(reading):
             packed = self._body(input_ids=ids, position_ids=positions, use_cache=False, packing=rows).last_hidden_state
         return rows.unpack(packed)
 

@@ -4,14 +4,12 @@ Owns the attention function that transformers' layers call with a layout of `pol
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from policies.attention import UnsupportedAttentionError, trains_faster_unfused
 from policies.head_blocks import Rotation, from_blocks, to_blocks
@@ -22,18 +20,6 @@ PACKED = "packed_rows"
 """Name by which transformers knows `attend`: forward passes then take ids of (1, N) and `packing=PackedRows`."""
 _HARMLESS = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 """What layers hand on to their attention function without meaning anything else than causal attention."""
-
-
-@contextmanager
-def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Inside, the layers of `model` attend by the function of this name; with `PACKED`, packed ids and rows."""
-    config = model.config.get_text_config(decoder=True)
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def attend(

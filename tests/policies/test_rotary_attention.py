@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from policies.packed_attention import PACKED, attention
+from policies.attention import attention_implementation
+from policies.packed_attention import PACKED
 from policies.packed_rows import PackedRows
 from policies.rotary_attention import use_fast_attention
 from tests.tiny_models import build_model
@@ -23,7 +24,7 @@ def states_and_gradients(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """States of the real tokens, and the gradients of a loss that weighs each of them."""
     rows, positions = PackedRows.of(mask), torch.arange(IDS.shape[1]).expand_as(IDS)
-    with attention(model, implementation):
+    with attention_implementation(model, implementation):
         if implementation == PACKED:
             inputs = {"input_ids": rows.pack(IDS), "position_ids": rows.pack(positions), "packing": rows}
             states = model.base_model(use_cache=False, **inputs).last_hidden_state[0]
