@@ -4,6 +4,7 @@ Owns the copies between the two, and their gradients. A rotary embedding (Su et 
 saves the ten operations on transposed tensors by which transformers applies it (transformers 5.23).
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -20,46 +21,76 @@ def to_blocks(states: Tensor, rows: PackedRows, *, groups: int = 1, rotation: Ro
 
     Query heads that share a key-value head, `groups` of them, are rows of one product.
     """
+    return parts_to_blocks(states, (rows,), groups=groups, rotation=rotation)[0]
+
+
+def parts_to_blocks(
+    states: Tensor, parts: Sequence[PackedRows], *, groups: int = 1, rotation: Rotation | None = None
+) -> tuple[Tensor, ...]:
+    """`to_blocks` of tokens that are those of several layouts one after the other: blocks for each of them."""
     cos, sin = (None, None) if rotation is None else rotation
-    return cast(Tensor, _ToBlocks.apply(states, rows, groups, cos, sin))
+    return cast(tuple[Tensor, ...], _ToBlocks.apply(states, parts, groups, cos, sin))
 
 
 def from_blocks(blocks: Tensor, rows: PackedRows, *, groups: int = 1) -> Tensor:
     """(heads * M, groups * W, size) -> (N, heads * groups, size)."""
-    return cast(Tensor, _FromBlocks.apply(blocks, rows, groups))
+    return parts_from_blocks((blocks,), (rows,), groups=groups)
+
+
+def parts_from_blocks(blocks: Sequence[Tensor], parts: Sequence[PackedRows], *, groups: int = 1) -> Tensor:
+    """The way back from `parts_to_blocks`: the tokens of all layouts, one after the other."""
+    return cast(Tensor, _FromBlocks.apply(parts, groups, *blocks))
 
 
 class _ToBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, rows: PackedRows, groups: int, cos: Tensor | None, sin: Tensor | None
-    ) -> Tensor:
-        rotation = None if cos is None or sin is None else (rows.spread(cos), rows.spread(sin))
-        ctx.save_for_backward(*(rotation or ()))
-        ctx.rows, ctx.groups = rows, groups
-        return _blocks(states, rows, groups, rotation)
+        ctx: Any, states: Tensor, parts: Sequence[PackedRows], groups: int, cos: Tensor | None, sin: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        rotations = _of_slots(parts, None if cos is None or sin is None else (cos, sin))
+        ctx.save_for_backward(*(angles for rotation in rotations if rotation is not None for angles in rotation))
+        ctx.parts, ctx.groups = parts, groups
+        return _blocks(states, parts, groups, rotations)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        saved = cast(tuple[Tensor, ...], ctx.saved_tensors)
         # Turning back is turning by the transposed matrix.
-        rotation = cast(tuple[Tensor, ...], ctx.saved_tensors)
-        back = (rotation[0], -rotation[1].roll(rotation[1].shape[-1] // 2, -1)) if rotation else None
-        return _tokens(gradients[0], ctx.rows, ctx.groups, back), None, None, None, None
+        back = [(cos, -sin.roll(sin.shape[-1] // 2, -1)) for cos, sin in zip(saved[::2], saved[1::2], strict=True)]
+        rotations = back or [None] * len(ctx.parts)
+        return _tokens(gradients, ctx.parts, ctx.groups, rotations), None, None, None, None
 
 
 class _FromBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, blocks: Tensor, rows: PackedRows, groups: int) -> Tensor:
-        ctx.rows, ctx.groups = rows, groups
-        return _tokens(blocks, rows, groups, None)
+    def forward(ctx: Any, parts: Sequence[PackedRows], groups: int, *blocks: Tensor) -> Tensor:
+        ctx.parts, ctx.groups = parts, groups
+        return _tokens(blocks, parts, groups, [None] * len(parts))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return _blocks(gradients[0], ctx.rows, ctx.groups, None), None, None
+        return None, None, *_blocks(gradients[0], ctx.parts, ctx.groups, [None] * len(ctx.parts))
 
 
-def _blocks(states: Tensor, rows: PackedRows, groups: int, rotation: Rotation | None) -> Tensor:
-    """`rotation` is that of the slots."""
+def _of_slots(parts: Sequence[PackedRows], rotation: Rotation | None) -> Sequence[Rotation | None]:
+    if rotation is None:
+        return [None] * len(parts)
+    cos, sin = (angles.split([rows.token_count for rows in parts]) for angles in rotation)
+    return [(rows.spread(c), rows.spread(s)) for rows, c, s in zip(parts, cos, sin, strict=True)]
+
+
+def _blocks(
+    states: Tensor, parts: Sequence[PackedRows], groups: int, rotations: Sequence[Rotation | None]
+) -> tuple[Tensor, ...]:
+    """`rotations` are those of the slots."""
+    of_parts = states.split([rows.token_count for rows in parts])
+    return tuple(
+        _part_blocks(tokens, rows, groups, rotation)
+        for tokens, rows, rotation in zip(of_parts, parts, rotations, strict=True)
+    )
+
+
+def _part_blocks(states: Tensor, rows: PackedRows, groups: int, rotation: Rotation | None) -> Tensor:
     slots, size = rows.spread(states), states.shape[-1]
     heads_first = states.new_empty(states.shape[1], rows.slot_count, size)
     _put(slots, rotation, into=heads_first.transpose(0, 1))
@@ -67,13 +98,23 @@ def _blocks(states: Tensor, rows: PackedRows, groups: int, rotation: Rotation | 
     return apart.reshape(-1, groups * rows.width, size)
 
 
-def _tokens(blocks: Tensor, rows: PackedRows, groups: int, rotation: Rotation | None) -> Tensor:
-    size = blocks.shape[-1]
-    apart = blocks.reshape(-1, rows.rows, groups, rows.width, size).transpose(1, 2)
-    heads_first = apart.reshape(-1, rows.slot_count, size)
-    slots = blocks.new_empty(rows.slot_count, heads_first.shape[0], size)
-    _put(heads_first.transpose(0, 1), rotation, into=slots)
-    return rows.gather(slots)
+def _tokens(
+    blocks: Sequence[Tensor], parts: Sequence[PackedRows], groups: int, rotations: Sequence[Rotation | None]
+) -> Tensor:
+    size, counts = blocks[0].shape[-1], [rows.token_count for rows in parts]
+    heads = blocks[0].shape[0] // parts[0].rows * groups
+    # One tensor for all parts, so that nothing has to be joined.
+    tokens = blocks[0].new_empty(sum(counts), heads, size)
+    for part, rows, rotation, into in zip(blocks, parts, rotations, tokens.split(counts), strict=True):
+        apart = part.reshape(-1, rows.rows, groups, rows.width, size).transpose(1, 2)
+        heads_first = apart.reshape(heads, rows.slot_count, size)
+        if rows.slots is None:
+            _put(heads_first.transpose(0, 1), rotation, into=into)
+        else:
+            slots = part.new_empty(rows.slot_count, heads, size)
+            _put(heads_first.transpose(0, 1), rotation, into=slots)
+            torch.index_select(slots, 0, rows.slots, out=into)
+    return tokens
 
 
 def _put(states: Tensor, rotation: Rotation | None, *, into: Tensor) -> None:

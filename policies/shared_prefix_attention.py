@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
 from policies.attention import UnsupportedAttentionError, attention_implementation, trains_faster_unfused
-from policies.head_blocks import Rotation, from_blocks, to_blocks
+from policies.head_blocks import Rotation, from_blocks, parts_from_blocks, parts_to_blocks, to_blocks
 from policies.packed_rows import PackedRows
 from policies.plain_attention import plain_attention
 from policies.shared_prefix import SharedPrefixBatch
@@ -106,22 +106,18 @@ def shared_prefix_products(
     Returns:
         (L, query heads, head size).
     """
-    groups = query.shape[1] // key.shape[1]
-    of_prefix, of_rest = query.split(batch.parts)
-    turn_of_prefix, turn_of_rest = _of_parts(rotation, batch)
+    groups, parts = query.shape[1] // key.shape[1], _parts(batch)
+    queries = parts_to_blocks(query, parts, groups=groups, rotation=rotation)
     of_prefixes, of_rests = _keys_and_values(key, value, rotation, batch)
-    outputs: list[Tensor] = []
+    attended: list[Tensor] = []
     if of_prefixes is not None:
-        rows = batch.prefixes
-        blocks = to_blocks(of_prefix, rows, groups=groups, rotation=turn_of_prefix)
-        future = torch.full((1, rows.width, rows.width), -torch.inf, dtype=query.dtype).triu(diagonal=1)
-        attended = plain_attention(blocks, *of_prefixes, future.repeat(1, groups, 1), scale=scale)
-        outputs.append(from_blocks(attended, rows, groups=groups))
-    rows = batch.rests
-    blocks = to_blocks(of_rest, rows, groups=groups, rotation=turn_of_rest)
+        width = batch.prefixes.width
+        future = torch.full((1, width, width), -torch.inf, dtype=query.dtype).triu(diagonal=1).repeat(1, groups, 1)
+        attended.append(plain_attention(queries[0], *of_prefixes, future, scale=scale))
     mask = batch.rest_mask(query.dtype).repeat(1, groups, 1)
-    attended = plain_attention(blocks, *of_rests, mask, scale=scale, earlier=_before_each(of_prefixes, batch))
-    return torch.cat([*outputs, from_blocks(attended, rows, groups=groups)])
+    earlier = _before_each(of_prefixes, batch)
+    attended.append(plain_attention(queries[-1], *of_rests, mask, scale=scale, earlier=earlier))
+    return parts_from_blocks(attended, parts, groups=groups)
 
 
 def last_token_products(
@@ -142,25 +138,13 @@ def _keys_and_values(
     key: Tensor, value: Tensor, rotation: Rotation | None, batch: SharedPrefixBatch
 ) -> tuple[_Blocks | None, _Blocks]:
     """Those of the prefixes, if there are any, and those of the rests, in blocks."""
-    blocks = [
-        (to_blocks(keys, rows, rotation=turn), to_blocks(values, rows)) if len(keys) else None
-        for keys, values, rows, turn in zip(
-            key.split(batch.parts),
-            value.split(batch.parts),
-            (batch.prefixes, batch.rests),
-            _of_parts(rotation, batch),
-            strict=True,
-        )
-    ]
-    assert blocks[1] is not None, "every sequence has a token of its own"
-    return blocks[0], blocks[1]
+    parts = _parts(batch)
+    blocks = list(zip(parts_to_blocks(key, parts, rotation=rotation), parts_to_blocks(value, parts), strict=True))
+    return blocks[0] if len(blocks) > 1 else None, blocks[-1]
 
 
-def _of_parts(rotation: Rotation | None, batch: SharedPrefixBatch) -> tuple[Rotation | None, Rotation | None]:
-    if rotation is None:
-        return None, None
-    (prefix_cos, rest_cos), (prefix_sin, rest_sin) = (angles.split(batch.parts) for angles in rotation)
-    return (prefix_cos, prefix_sin), (rest_cos, rest_sin)
+def _parts(batch: SharedPrefixBatch) -> list[PackedRows]:
+    return [rows for rows in (batch.prefixes, batch.rests) if rows.token_count]
 
 
 def _before_each(prefixes: _Blocks | None, batch: SharedPrefixBatch) -> _Blocks | None:
