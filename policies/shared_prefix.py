@@ -45,7 +45,7 @@ class SharedPrefixBatch:
     group_of_sequence: Tensor
     group_size: int | None
     last_index: Tensor
-    _masks: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _masks: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def parts(self) -> tuple[int, int]:
@@ -59,8 +59,7 @@ class SharedPrefixBatch:
 
     def rest_mask(self, dtype: torch.dtype) -> Tensor:
         """(S or 1, R, P + R) additive mask of the rests: their prefix without its padding, themselves causally."""
-        key = ("rest", dtype)
-        if key not in self._masks:
+        if dtype not in self._masks:
             device = self.input_ids.device
             columns = torch.arange(self.prefixes.width, device=device)
             rows = torch.arange(self.rests.width, device=device)
@@ -69,18 +68,14 @@ class SharedPrefixBatch:
             prefix = (columns < lengths[:, None])[:, None, :].expand(-1, len(rows), -1)
             own = (rows <= rows[:, None]).expand(len(lengths), -1, -1)
             hidden = ~torch.cat([prefix, own], dim=2)
-            self._masks[key] = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-        return self._masks[key]
+            self._masks[dtype] = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        return self._masks[dtype]
 
     def last_mask(self, dtype: torch.dtype) -> Tensor:
         """(S, 1, P + R) additive mask of the sequences' last tokens: the rows of `rest_mask` that are theirs."""
-        key = ("last", dtype)
-        if key not in self._masks:
-            places = self.last_index - self.prefixes.token_count
-            slots = places if self.rests.slots is None else self.rests.slots[places]
-            mask = self.rest_mask(dtype).expand(self.rests.rows, -1, -1)
-            self._masks[key] = mask.gather(1, (slots % self.rests.width)[:, None, None].expand(-1, 1, mask.shape[-1]))
-        return self._masks[key]
+        rows = self.position_ids[0, self.last_index] - self.prefix_lengths[self.group_of_sequence]
+        mask = self.rest_mask(dtype).expand(len(rows), -1, -1)
+        return mask.gather(1, rows[:, None, None].expand(-1, 1, mask.shape[-1]))
 
     def of_each_sequence(self, of_groups: Tensor) -> Tensor:
         """(G, ...) -> (S, ...), a group's entry for each of its sequences."""
